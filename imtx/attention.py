@@ -1,0 +1,146 @@
+"""Attention of the Image Transformer: local self-attention (paper section 3.3) and attention to a source.
+
+Shapes: N images, P positions, d width, H heads, D = d / H features a head; B query blocks of Q positions, each with a
+memory block of M. Everything runs along the generation order (imtx/layout.py), never along raster order.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layout import Layout
+
+
+def rotary_table(rows: Tensor, columns: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (P, D / 2) each: a quarter of a head's features turn with the row, a quarter with the column.
+
+    Rows and columns are float and in pixels of the image, so that a source pixel can stand between image pixels.
+    Rotary positions (Su et al., 2021) make attention depend on the offset between two pixels.
+    """
+    quarter = head_width // 4
+    frequencies = torch.logspace(0, -5, quarter, base=2)  # radians a pixel: 1 down to 1/32
+    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (P, D / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """x: (N, P, H, D); table: cosines and sines (P, D / 2)."""
+    cos, sin = (t.unsqueeze(-2).to(x.dtype) for t in table)  # (P, 1, D / 2)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+class Norm(nn.RMSNorm):
+    """RMSNorm over the last dimension, in float32 also under autocast; hands back the dtype that it was given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: queries (N, H, Q, D), keys and values (N, H, S, D) -> (N, H, Q, D)."""
+    if q.device.type == "cpu":
+        # Here float32 attention trains 1.7 times as fast as bfloat16: the backward kernel is slow in the latter.
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = (t if t.dtype == torch.float64 else t.float() for t in (q, k, v))
+            return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
+
+
+class Cache:
+    """Keys and values of one layer while images are drawn, for N images at once.
+
+    All P steps are kept, and next to them the *window* of the query block at work: its memory block, gathered once
+    when the block begins, then the block's own steps as they come. A step reads the window as it lies in memory.
+    """
+
+    def __init__(self, layout: Layout, images: int, heads: int, head_width: int, like: Tensor):
+        self.layout = layout
+        shape = (2, images, heads, len(layout.order), head_width)  # 2: keys, values
+        self.all = like.new_zeros(shape)
+        self.window = like.new_zeros((*shape[:3], layout.memory.shape[1] + layout.query_block, head_width))
+        self.block = -1  # the query block that the window belongs to
+        self.memory_length = 0
+
+    def fill(self, keys: Tensor, values: Tensor) -> None:
+        """Takes the keys and values (N, P, H, D) of a parallel forward; later steps overwrite what was not given."""
+        self.all[0], self.all[1] = keys.transpose(1, 2), values.transpose(1, 2)
+
+    def append(self, step: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts down one step's keys and values (N, 1, H, D); returns all that it sees, (N, H, S, D) each."""
+        block, inside = divmod(step, self.layout.query_block)
+        self.all[0, :, :, step], self.all[1, :, :, step] = keys.squeeze(1), values.squeeze(1)
+        if block != self.block:
+            start = step - inside  # a given prefix may end inside a block: its part of the block comes along
+            steps = torch.cat([self.layout.memory_steps(block), torch.arange(start, step)]).to(self.all.device)
+            self.window[:, :, :, : len(steps)] = self.all.index_select(3, steps)
+            self.block, self.memory_length = block, len(steps) - inside
+        last = self.memory_length + inside
+        self.window[:, :, :, last] = self.all[:, :, :, step]
+        keys, values = self.window[:, :, :, : last + 1]
+        return keys, values
+
+
+class LocalSelfAttention(nn.Module):
+    """Multi-head self-attention in which a query block sees itself, causally, and its memory block."""
+
+    def __init__(self, width: int, heads: int, layout: Layout, dropout: float):
+        super().__init__()
+        self.heads, self.layout, self.dropout = heads, layout, dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.query_norm, self.key_norm = Norm(width // heads), Norm(width // heads)
+        own = torch.arange(len(layout.order)).view(layout.blocks, layout.query_block)  # (B, Q)
+        window = torch.cat([layout.memory, own], dim=1)  # (B, M + Q): steps; -1 is masked
+        self.register_buffer("window", window.clamp(min=0).flatten(), persistent=False)
+        self.register_buffer("mask", layout.mask().unsqueeze(1), persistent=False)  # (B, 1, Q, M + Q)
+
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, P, d) -> queries, keys, values (N, P, H, D)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return rotate(self.query_norm(q), rotary), rotate(self.key_norm(k), rotary), v
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+        """All positions in parallel: (N, P, d) -> (N, P, d)."""
+        images, blocks = x.shape[0], self.layout.blocks
+        q, k, v = self.project(x, rotary)
+        if cache is not None:
+            cache.fill(k, v)
+        q = q.unflatten(1, (blocks, -1)).flatten(0, 1).transpose(1, 2)  # (N, P, H, D) -> (N B, H, Q, D)
+        # (N, P, H, D) -> (N, B (M + Q), H, D) -> (N B, H, M + Q, D)
+        k, v = (t[:, self.window].unflatten(1, (blocks, -1)).flatten(0, 1).transpose(1, 2) for t in (k, v))
+        mask = self.mask.expand(images, -1, -1, -1, -1).flatten(0, 1)  # (N B, 1, Q, M + Q)
+        seen = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        # (N B, H, Q, D) -> (N, B, Q, H, D) -> (N, P, d)
+        return self.out(seen.transpose(1, 2).unflatten(0, (images, blocks)).flatten(3).flatten(1, 2))
+
+    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, step: int) -> Tensor:
+        """One position: (N, 1, d) -> (N, 1, d)."""
+        q, k, v = self.project(x, rotary)
+        k, v = cache.append(step, k, v)  # (N, H, S, D)
+        return self.out(F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2).flatten(2))
+
+
+class FullAttention(nn.Module):
+    """Unmasked attention of positions to a sequence: the encoder's to itself, the decoder's to the encoder's output."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.query_norm, self.key_norm = Norm(width // heads), Norm(width // heads)
+
+    def keys_values(self, source: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(N, S, d) -> keys, values (N, H, S, D); of a fixed source they are worked out once."""
+        k, v = self.kv(source).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # (N, S, H, D) each
+        return rotate(self.key_norm(k), rotary).transpose(1, 2), v.transpose(1, 2)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """(N, P, d) -> (N, P, d)."""
+        k, v = keys_values
+        q = self.q(x).unflatten(-1, (self.heads, -1))  # (N, P, H, D)
+        q = rotate(self.query_norm(q), rotary).transpose(1, 2)
+        seen = attend(q, k, v, None, self.dropout if self.training else 0.0)
+        return self.out(seen.transpose(1, 2).flatten(2))  # (N, H, P, D) -> (N, P, d)

@@ -1,0 +1,121 @@
+"""Model folders: config.json and safetensors shards. Saving, loading, and finding the folder that a name means."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, save_torch_state_dict, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from .config import Config
+
+SHARD_SIZE = 9_000_000  # bytes; a plain git push to a Space refuses files of 10 MB
+BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "weights"
+HUB_IDS = {  # not yet published
+    "cifar10-dmol-1d": "imtx/cifar10-dmol-1d",
+    "faces-sr-1d": "imtx/faces-sr-1d",
+}
+
+
+class CheckpointError(Exception):
+    """A model folder cannot be found or loaded. The message names the file and the cause."""
+
+
+def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes config.json and weights in `dtype` to `folder`, all or nothing: an old model there is replaced at the end.
+
+    Files of other names in the folder, a README.md say, stay.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        weights = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+        save_torch_state_dict(weights, new, max_shard_size=SHARD_SIZE)
+        model.config.save(new / "config.json")
+        if folder.exists():
+            for kept in folder.iterdir():
+                if not _is_weights(kept) and kept.name != "config.json":
+                    copy = shutil.copytree if kept.is_dir() else shutil.copy2
+                    copy(kept, new / kept.name)
+            folder.rename(Path(temporary) / "old")
+        new.rename(folder)
+
+
+def load(model_class, folder: Path):
+    """The model in `folder`, in float32 and eval mode. Raises CheckpointError if anything is missing or foreign."""
+    try:
+        model = model_class(Config.load(folder / "config.json"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no config.json: it is no model folder.") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} describes no model: {error}") from error
+    weights, home = {}, {}
+    shards = sorted(path for path in folder.glob("*.safetensors"))
+    if not shards:
+        raise CheckpointError(f"{folder} holds no .safetensors file. Weights of other formats are not read.")
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for name in file.keys():
+                    weights[name], home[name] = file.get_tensor(name).float(), shard
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{shard} is damaged or no safetensors file ({error}). Download it again.") from error
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise CheckpointError(f"{folder} lacks {len(missing)} of {len(expected)} weights, {missing[0]} first.")
+    if foreign := sorted(weights.keys() - expected.keys()):
+        raise CheckpointError(f"{home[foreign[0]]} holds weights of another model: {foreign[0]}.")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{home[name]}: {name} is of shape {tuple(weight.shape)}, "
+                f"config.json asks for {tuple(expected[name].shape)}."
+            )
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def find(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: a path, else a bundled name, else a Hub id ("owner/name", downloaded once).
+
+    Raises CheckpointError, at once if the Hub cannot be reached.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file. Name the folder that holds config.json and the weights.")
+    if (BUNDLED / path.name / "config.json").is_file() and path.name == str(name):
+        return BUNDLED / path.name
+    if len(path.parts) != 2 or path.is_absolute():
+        bundled = ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))) or "none"
+        raise CheckpointError(f"There is no folder {name} and no bundled model of that name (bundled: {bundled}).")
+    return _download(str(name), revision)
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    wanted = {"allow_patterns": ["config.json", "*.safetensors", "*.json"], "revision": revision}
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True, **wanted))
+    except LocalEntryNotFoundError:
+        pass  # not in the cache: ask the Hub
+    except HFValidationError as error:
+        raise CheckpointError(f"{hub_id} is neither a folder here nor a Hub id: {error}.") from error
+    if not constants.HF_HUB_OFFLINE and not _reachable(constants.ENDPOINT):
+        raise CheckpointError(f"{hub_id} is no folder here, and {constants.ENDPOINT} cannot be reached to download it.")
+    try:
+        return Path(snapshot_download(hub_id, **wanted))
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{hub_id} cannot be downloaded: {str(error).splitlines()[0]}") from error
+
+
+def _reachable(endpoint: str) -> bool:
+    return True
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")

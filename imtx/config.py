@@ -1,0 +1,116 @@
+"""What an Image Transformer is made of: one dataclass, saved as config.json, and the named presets."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of a model. All sizes are in positions, and a position is
+
+    * one pixel for `output="dmol"` (discretized mixture of logistics, paper section 3.2), or
+    * one sub-pixel (a colour of a pixel) for `output="categorical"` (256-way softmax).
+
+    Raises ValueError, naming the two numbers at odds, for a shape that cannot be built.
+    """
+
+    output: str = "dmol"  # "dmol" or "categorical"
+    image_size: int = 32  # height and width, in pixels
+    source_size: int = 0  # super-resolution: height and width of the source; 0 = no source, no encoder
+    classes: tuple[str, ...] = ()  # names, in label order; () = unconditional only
+    layout: str = "1d"  # which generation order and memory blocks (imtx/layout.py)
+    query_block: int = 256  # l_q, positions
+    memory_block: int = 256  # l_m, positions generated before the query block
+    width: int = 128  # d, the model's width
+    layers: int = 6  # decoder blocks
+    encoder_layers: int = 0  # encoder blocks, over the source; super-resolution only
+    heads: int = 4
+    ffn: int = 384  # inner width of the SwiGLU feed-forward layer
+    mixtures: int = 10  # logistics in the mixture; "dmol" only
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))  # json gives a list
+        for name in ("image_size", "query_block", "width", "layers", "heads", "ffn", "mixtures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.output not in ("dmol", "categorical"):
+            raise ValueError(f'output must be "dmol" or "categorical", got {self.output!r}.')
+        if self.layout != "1d":
+            raise ValueError(f'layout must be "1d", got {self.layout!r}.')
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width {self.width} must be a multiple of 4 x heads = {4 * self.heads}: rotary positions pair up "
+                "the features of a head, for rows and for columns."
+            )
+        if self.positions % self.query_block:
+            raise ValueError(f"query_block {self.query_block} must divide the {self.positions} positions of an image.")
+        if not 0 <= self.memory_block <= self.positions:
+            raise ValueError(f"memory_block {self.memory_block} must lie in 0..{self.positions} positions.")
+        if self.source_size and self.image_size % self.source_size:
+            raise ValueError(f"source_size {self.source_size} must divide image_size {self.image_size}.")
+        if (self.encoder_layers > 0) != (self.source_size > 0):
+            raise ValueError(
+                f"encoder_layers {self.encoder_layers} and source_size {self.source_size} go together: "
+                "both above 0 for super-resolution, both 0 otherwise."
+            )
+        if self.source_size and self.classes:
+            raise ValueError(f"A super-resolution model takes no classes, got {len(self.classes)} of them.")
+
+    @property
+    def channels(self) -> int:
+        """Positions a pixel."""
+        return 1 if self.output == "dmol" else 3
+
+    @property
+    def positions(self) -> int:
+        """Positions an image, which is the length of the sequence."""
+        return self.image_size**2 * self.channels
+
+    @property
+    def sub_pixels(self) -> int:
+        """Dimensions an image: the divisor of bits/dim."""
+        return self.image_size**2 * 3
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Raises ValueError if the file is not JSON, names an unknown field or describes an impossible shape."""
+        try:
+            fields = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}.") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path} holds no JSON object.")
+        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"{path} is not of an imtx model: it names {', '.join(sorted(unknown))}.")
+        return cls(**fields)
+
+
+# "modern": pre-norm RMSNorm, QK-norm, SwiGLU, rotary positions. The sizes are ours, not the paper's.
+PRESETS = {
+    # A minute on two CPU cores; for tests and for a first look.
+    "tiny": Config(classes=CIFAR10_CLASSES, width=64, layers=2, heads=2, ffn=128, query_block=128, memory_block=128),
+    "tiny-categorical": Config(
+        output="categorical", classes=CIFAR10_CLASSES, width=64, layers=2, heads=2, ffn=128,
+        query_block=192, memory_block=192,
+    ),
+    "tiny-sr": Config(
+        source_size=8, encoder_layers=1, width=64, layers=2, heads=2, ffn=128, query_block=128, memory_block=128
+    ),
+    # What a CPU can train in hours: the weights bundled today.
+    "cifar10-dmol-1d-small": Config(classes=CIFAR10_CLASSES, query_block=64, memory_block=128),
+    "faces-sr-1d-small": Config(source_size=8, encoder_layers=2, layers=5, query_block=64, memory_block=128),
+    # For one GPU.
+    "cifar10-dmol-1d": Config(classes=CIFAR10_CLASSES, width=256, layers=14, heads=8, ffn=768, dropout=0.1),
+    "faces-sr-1d": Config(source_size=8, encoder_layers=4, width=256, layers=8, heads=8, ffn=768, dropout=0.1),
+}

@@ -1,0 +1,62 @@
+"""What a step may look at directly: colours of earlier pixels nearby, and of the source.
+
+The paper shifts the sequence by one, so that a step's input is the pixel before it. Here it is a fixed neighbourhood
+of pixels that are generated already, the one before among them: no step sees itself or anything later, whatever the
+layout. The same table serves the parallel forward and the sampler.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import Config
+from .dmol import to_unit
+from .layout import Layout
+
+# (rows, columns) from the pixel at hand; nearest first, so that the nearest fills in for one that is missing.
+NEIGHBOURS = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-1, 2), (-2, -1), (-2, 1))
+SOURCE_NEIGHBOURS = ((0, 0), (0, -1), (-1, 0), (0, 1), (1, 0))
+
+
+def neighbour_table(config: Config, layout: Layout) -> Tensor:
+    """(P, F) int64 in generation order: the sub-pixels that are the input of each step; -1 = nothing.
+
+    F = 3 x len(NEIGHBOURS), and for categorical output 3 more: the earlier colours of the pixel itself. A neighbour
+    outside the image, or not generated yet, is replaced by the visible one that lies nearest to it.
+    """
+    size, channels = config.image_size, config.channels
+    pixel = layout.order // channels  # (P,)
+    first_rank = layout.rank.view(-1, channels).min(dim=1).values  # (pixels,): when its first colour is generated
+    last_rank = layout.rank.view(-1, channels).max(dim=1).values
+    offsets = torch.tensor(NEIGHBOURS)  # (K, 2)
+    rows, columns = (pixel // size)[:, None] + offsets[:, 0], (pixel % size)[:, None] + offsets[:, 1]  # (P, K)
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    neighbour = torch.where(inside, rows * size + columns, 0)  # (P, K): pixel
+    visible = inside & (last_rank[neighbour] < first_rank[pixel][:, None])
+    distance = (offsets[:, None] - offsets[None]).square().sum(-1).float()  # (K, K)
+    # (P, K, K) -> (P, K): of the visible neighbours, the one nearest to where neighbour k should be
+    nearest = torch.where(visible[:, None, :], distance, torch.inf).argmin(dim=2)
+    neighbour = torch.where(visible.any(dim=1, keepdim=True), neighbour.gather(1, nearest), -1)
+    table = neighbour[:, :, None] * 3 + torch.arange(3)  # (P, K, 3)
+    table = torch.where(neighbour[:, :, None] >= 0, table, -1).flatten(1)  # (P, 3 K)
+    if channels == 3:
+        colour = torch.arange(3)
+        own = torch.where(colour < (layout.order % 3)[:, None], pixel[:, None] * 3 + colour, -1)  # (P, 3)
+        table = torch.cat([table, own], dim=1)
+    return table
+
+
+def neighbour_values(values: Tensor, table: Tensor) -> Tensor:
+    """values: (N, sub-pixels) float on [-1, 1]; table: (..., F). Returns (N, ..., F), 0 where there is nothing."""
+    return values[:, table.clamp(min=0)] * (table >= 0)
+
+
+def source_values(sources: Tensor, config: Config, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """(N, s, s, 3) uint8 -> (N, P, 15): the source, enlarged bilinearly, at each step's pixel and beside it."""
+    size = config.image_size
+    small = to_unit(sources.to(dtype)).permute(0, 3, 1, 2)  # (N, 3, s, s)
+    large = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
+    padded = F.pad(large, (1, 1, 1, 1), mode="replicate")
+    shifted = [padded[:, :, 1 + y : 1 + y + size, 1 + x : 1 + x + size] for y, x in SOURCE_NEIGHBOURS]
+    pixels = torch.cat(shifted, dim=1).flatten(2).transpose(1, 2)  # (N, 15, h, w) -> (N, pixels, 15)
+    return pixels[:, (layout.order // config.channels).to(pixels.device)]

@@ -1,0 +1,121 @@
+"""Drawing images position by position through the cache, as a generator that can be watched and stopped."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .dmol import to_unit
+from .model import ImageTransformer
+
+SEEDS = 2**32  # a seed is an integer in 0..SEEDS-1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A batch of growing pictures."""
+
+    pixels: Tensor  # (N, h, w, 3) uint8 on the CPU; 0 where nothing is drawn yet
+    done: int  # pixels that are complete, the given ones among them; they are the first in `pixel_order`
+    total: int  # h w
+
+
+def pixel_order(model: ImageTransformer) -> Tensor:
+    """(h w,) int64: raster indices of the pixels in the order in which they are drawn."""
+    channels = model.config.channels
+    return (model.layout.order // channels)[::channels]
+
+
+def noise(model: ImageTransformer, seeds: Sequence[int]) -> Tensor:
+    """All uniform numbers that the images will ever use: (N, P, draws a position), float64.
+
+    Each image has a generator of its own, so what it looks like does not depend on the batch that it is drawn in.
+    """
+    shape = (model.config.positions, model.output.DRAWS)
+    return torch.stack(
+        [torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    )
+
+
+@torch.inference_mode()
+def sample(
+    model: ImageTransformer,
+    seeds: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    labels: Sequence[int] | None = None,
+    sources: Tensor | None = None,
+    given: Tensor | None = None,
+    given_pixels: int = 0,
+) -> Iterator[Snapshot]:
+    """Draws one image a seed, all at once, and yields them after every pixel (paper section 5, temperature included).
+
+    seeds: N integers in 0..2^32-1; the same seed and conditions give the same image.
+    temperature: above 0; below 1 is tamer than the model's distribution.
+    labels: N class indices, for a model with classes; None = no class.
+    sources: (s, s, 3) or (N, s, s, 3) uint8, for a super-resolution model.
+    given: (h, w, 3) or (N, h, w, 3) uint8, of which the first `given_pixels` in `pixel_order` are kept.
+
+    Closing the generator stops the work at once. Raises ValueError for arguments that the model cannot take.
+    """
+    config, device = model.config, model.order.device
+    images, size = len(seeds), config.image_size
+    if not images or any(not 0 <= seed < SEEDS for seed in seeds):
+        raise ValueError(f"seeds must be one or more integers in 0..{SEEDS - 1}, got {list(seeds)}.")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
+    if not 0 <= given_pixels <= size**2 or (given is None) != (given_pixels == 0):
+        raise ValueError(f"given_pixels must be in 1..{size**2} with a given picture, 0 without; got {given_pixels}.")
+    if labels is not None:
+        labels = torch.tensor(labels, device=device)
+    context = model.context(images, labels, _batch(sources, images, config.source_size, "sources", device))
+    uniforms = noise(model, seeds).to(device)
+
+    pixels = torch.zeros(images, size * size * 3, dtype=torch.uint8, device=device)  # raster order
+    caches = model.caches(images)
+    start = given_pixels * config.channels
+    if given is not None:
+        given = _batch(given, images, size, "given", device)
+        known = model.order[:start] if config.channels == 3 else _sub_pixels(model.order[:start])
+        pixels[:, known] = given.flatten(1)[:, known]
+        model.parallel(pixels.view(given.shape), context, caches)  # one forward fills the caches with the given part
+    values = to_unit(pixels.to(model.stem.weight.dtype))
+
+    snapshot_shape = (images, size, size, 3)
+    if given_pixels:
+        yield Snapshot(pixels.view(snapshot_shape).cpu().clone(), given_pixels, size**2)
+    width = 3 // config.channels  # sub-pixels a position
+    for step in range(start, config.positions):
+        params = model.step(values, context, caches, step)  # (N, output parameters)
+        levels = model.output.draw(model.output.temper(params, temperature), uniforms[:, step])  # (N, width)
+        first = int(model.layout.order[step]) * width
+        pixels[:, first : first + width] = levels
+        values[:, first : first + width] = to_unit(levels.to(values.dtype))
+        if (step + 1) % config.channels == 0:
+            yield Snapshot(pixels.view(snapshot_shape).cpu().clone(), (step + 1) // config.channels, size**2)
+
+
+def draw(model: ImageTransformer, seeds: Sequence[int], **conditions) -> Tensor:
+    """`sample` to its end: (N, h, w, 3) uint8."""
+    for snapshot in sample(model, seeds, **conditions):
+        pass
+    return snapshot.pixels
+
+
+def _sub_pixels(pixel: Tensor) -> Tensor:
+    """(n,) pixels -> (3 n,) their sub-pixels."""
+    return (pixel[:, None] * 3 + torch.arange(3, device=pixel.device)).flatten()
+
+
+def _batch(pictures: Tensor | None, images: int, size: int, name: str, device: torch.device) -> Tensor | None:
+    """One picture for all, or one each -> (N, size, size, 3)."""
+    if pictures is None:
+        return None
+    if pictures.dtype != torch.uint8 or pictures.shape not in ((size, size, 3), (images, size, size, 3)):
+        raise ValueError(
+            f"{name} must be uint8 of shape {(size, size, 3)} or {(images, size, size, 3)}, "
+            f"got {pictures.dtype} {tuple(pictures.shape)}."
+        )
+    return pictures.to(device).expand(images, size, size, 3)

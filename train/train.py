@@ -1,0 +1,264 @@
+"""Trains a preset: python train/train.py --preset tiny --data FOLDER --output DIR --max-steps 200.
+
+Runs on a CPU or on one GPU as it is. The output folder ends up readable by `ImageTransformer.from_pretrained`; its
+`checkpoints` folder holds what a resumed run needs, its log.jsonl what happened.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from tqdm import tqdm
+
+import data
+from evaluate import bits_per_dim, sources_of
+from imtx import PRESETS, ImageTransformer, draw
+from imtx.images import save_png, sheet
+from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
+
+LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
+CHECKPOINTS_KEPT = 2
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
+    parser.add_argument("--data", required=True, help="parquet file, or a folder: its train-* files")
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--max-steps", type=int, help="the budget, in optimizer steps")
+    parser.add_argument("--max-minutes", type=float, help="the budget, in minutes of training; whichever ends first")
+    parser.add_argument("--validation", type=int, default=2000, help="hold out the last N training images")
+    parser.add_argument("--batch-size", type=int, default=8, help="images a step, over all processes")
+    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak rate")
+    parser.add_argument("--warmup", type=int, default=100, help="steps")
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the moving average of the weights")
+    parser.add_argument("--flip", action="store_true", help="mirror half of the images")
+    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--compile", action="store_true", help="torch.compile the training step; needs a C++ compiler")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1000, help="steps between checkpoint, validation and sample sheet")
+    parser.add_argument("--validate-on", type=int, default=200, help="held-out images at each of these (all at the end)")
+    parser.add_argument("--resume", help='"latest", or a folder in OUTPUT/checkpoints')
+    args = parser.parse_args()
+    if args.max_steps is None and args.max_minutes is None:
+        parser.error("Give a budget: --max-steps, --max-minutes or both.")
+    if (args.max_steps or 1) < 1 or (args.max_minutes or 1) <= 0 or args.batch_size < 1 or args.validation < 1:
+        parser.error("--max-steps, --max-minutes, --batch-size and --validation must be above 0.")
+    return args
+
+
+class Likelihood(nn.Module):
+    """-log p of a batch in nats, (N, P): one module, so that it is compiled and wrapped as a whole."""
+
+    def __init__(self, model: ImageTransformer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels, labels, sources):
+        return -self.model.log_prob(pixels, labels, sources)
+
+
+class Progress:
+    """How far a run is; saved with each checkpoint."""
+
+    def __init__(self):
+        self.step, self.seconds, self.decaying = 0, 0.0, False
+
+    def state_dict(self) -> dict:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+    def share(self, args: argparse.Namespace) -> float:
+        """Of the budget that is used up, 0..1."""
+        steps = self.step / args.max_steps if args.max_steps else 0.0
+        minutes = self.seconds / 60 / args.max_minutes if args.max_minutes else 0.0
+        return min(1.0, max(steps, minutes))
+
+
+class Run:
+    """One training run: the state of it, and what is written to the output folder."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
+        set_seed(args.seed)
+        self.config = PRESETS[args.preset]
+        self.model = ImageTransformer(self.config)
+        self.average = Average(self.model, args.ema)
+        self.progress = Progress()
+        self.likelihood, *self.optimizers = self.accelerator.prepare(
+            Likelihood(self.model), *optimizers(self.model, args.learning_rate, args.weight_decay)
+        )
+        self.average.model.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(self.average, self.progress)
+        self.compiled = torch.compile(self.likelihood) if args.compile else self.likelihood
+        images = data.load(args.data, "train", self.config.image_size)
+        if args.validation >= len(images):
+            raise SystemExit(f"--validation {args.validation} leaves none of the {len(images)} images to train on.")
+        self.images, self.held_out = images[: -args.validation], images[-args.validation :]
+        if self.config.classes and images.labels is None:
+            raise SystemExit(f"The preset {args.preset} needs labels, and {args.data} has no column `label`.")
+        self.checkpoints = args.output / "checkpoints"
+        self.bar = None
+
+    # ---- one step ------------------------------------------------------------------------------------------
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """This process's share of the step's images, with labels or sources."""
+        args, step = self.args, self.progress.step
+        batch = self.images[batch_indices(step, args.batch_size, len(self.images), args.seed)]
+        chance = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        if args.flip:
+            mirrored = torch.rand(len(batch), generator=chance) < 0.5
+            batch.pixels = torch.where(mirrored[:, None, None, None], batch.pixels.flip(2), batch.pixels)
+        labels, sources = None, sources_of(batch, self.config.source_size)
+        if self.config.classes:
+            dropped = torch.rand(len(batch), generator=chance) < LABEL_DROPOUT
+            labels = torch.where(dropped, len(self.config.classes), batch.labels)
+        share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        return tuple(t if t is None else t[share].to(self.accelerator.device) for t in (batch.pixels, labels, sources))
+
+    def train_step(self) -> torch.Tensor:
+        factor = rate_factor(self.progress.step, self.args.warmup, self.progress.share(self.args))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.args.learning_rate * factor
+        nats = self.compiled(*self.batch())
+        loss = nats.mean() * nats[0].numel() / (math.log(2) * self.config.sub_pixels)  # bits/dim
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.likelihood.parameters(), self.args.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.average.update(self.model, self.progress.step)
+        self.progress.step += 1
+        return loss.detach()
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def log(self, **entry) -> None:
+        if self.accelerator.is_main_process:
+            entry = {"step": self.progress.step, "seconds": round(self.progress.seconds, 1), **entry}
+            with open(self.args.output / "log.jsonl", "a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.bar.write("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()))
+
+    def save_checkpoint(self, name: str | None = None) -> None:
+        """Everything that a resumed run needs; complete under its name, or not there."""
+        final = self.checkpoints / (name or f"step-{self.progress.step:08d}")
+        temporary = self.checkpoints / f".{final.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        self.accelerator.save_state(str(temporary))
+        if self.accelerator.is_main_process:
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            for old in sorted(self.checkpoints.glob("step-*"))[:-CHECKPOINTS_KEPT]:
+                shutil.rmtree(old)
+
+    def resume(self) -> None:
+        folder = self.checkpoints / self.args.resume if self.args.resume != "latest" else None
+        if folder is None:
+            found = sorted(self.checkpoints.glob("step-*"))
+            if not found:
+                raise SystemExit(f"--resume latest: {self.checkpoints} holds no checkpoint yet.")
+            folder = found[-1]
+        if not folder.is_dir():
+            raise SystemExit(f"--resume: there is no checkpoint {folder}.")
+        self.accelerator.load_state(str(folder))
+
+    def save_model(self) -> None:
+        if self.accelerator.is_main_process:
+            self.average.model.save_pretrained(self.args.output / "model")
+
+    def save_sheet(self) -> None:
+        """8 samples of the averaged model: a class each, or for super-resolution source, sample and truth in rows."""
+        if not self.accelerator.is_main_process:
+            return
+        model, seeds = self.average.model, range(8)
+        if self.config.source_size:
+            truth = self.held_out[:8]
+            sources = sources_of(truth, self.config.source_size)
+            scale = self.config.image_size // self.config.source_size
+            shown = sources.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+            pictures = torch.cat([shown, draw(model, seeds, sources=sources), truth.pixels])
+        else:
+            labels = [i % len(self.config.classes) for i in seeds] if self.config.classes else None
+            pictures = draw(model, seeds, labels=labels)
+        save_png(sheet(pictures.numpy(), columns=8, scale=3), self.args.output / "samples" / f"{self.progress.step:08d}.png")
+
+    # ---- the loop ------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        args, progress = self.args, self.progress
+        (args.output / "samples").mkdir(parents=True, exist_ok=True)
+        if args.resume:
+            self.resume()
+        self.bar = tqdm(total=args.max_steps, initial=progress.step, unit="step", disable=not self.accelerator.is_main_process)
+        recent, since = [], time.time()
+        while progress.share(args) < 1:
+            if not progress.decaying and progress.share(args) >= 1 - DECAY_SHARE:
+                self.save_checkpoint("before-decay")  # a run can be prolonged from here, at the constant rate
+                progress.decaying = True
+            recent.append(self.train_step())
+            now = time.time()
+            progress.seconds, since = progress.seconds + now - since, now
+            self.bar.update()
+            if len(recent) == 50:
+                loss = torch.stack(recent).mean().item()
+                if not math.isfinite(loss):
+                    raise SystemExit(f"The loss is {loss} by step {progress.step}. Resume with a lower --learning-rate.")
+                rate = progress.step * args.batch_size / max(progress.seconds, 1e-9)
+                self.bar.set_postfix_str(f"{loss:.3f} bits/dim, {rate:.1f} images/s")
+                self.log(bits_per_dim=loss)
+                recent = []
+            if progress.step % args.every == 0 and progress.share(args) < 1:
+                self.milestone()
+                since = time.time()  # validation and sample sheets are not charged to --max-minutes
+        self.bar.close()
+
+    def milestone(self) -> None:
+        self.save_checkpoint()
+        self.log(validation_bits_per_dim=bits_per_dim(self.average.model, self.held_out[: self.args.validate_on]))
+        self.save_model()
+        self.save_sheet()
+
+    def finish(self) -> dict:
+        self.save_checkpoint()
+        self.save_model()
+        self.save_sheet()
+        validation = bits_per_dim(self.average.model, self.held_out)
+        self.log(validation_bits_per_dim=validation, images=len(self.held_out))
+        return {
+            "num_processes": self.accelerator.num_processes,
+            "steps": self.progress.step,
+            "bits_per_dim": validation,
+            "output": str(self.args.output / "model"),
+        }
+
+
+def main() -> None:
+    run = Run(arguments())
+    run.train()
+    result = run.finish()
+    if run.accelerator.is_main_process:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
