@@ -46,9 +46,34 @@ def neighbour_table(config: Config, layout: Layout) -> Tensor:
     return table
 
 
-def neighbour_values(values: Tensor, table: Tensor) -> Tensor:
+def cell_table(config: Config, layout: Layout) -> Tensor:
+    """(P, 3, f f) int64 in generation order, f = image_size / source_size; -1 = nothing.
+
+    For each step and colour: the sub-pixels of that colour that are generated already and lie under the same pixel of
+    the source. Their sum says what is left for the others, as the source is the mean of all f f of them.
+    """
+    size, factor = config.image_size, config.image_size // config.source_size
+    pixel = layout.order // config.channels  # (P,)
+    top, left = pixel // size // factor * factor, pixel % size // factor * factor
+    inside = torch.arange(factor)
+    rows, columns = top[:, None] + inside, left[:, None] + inside  # (P, f)
+    cell = (rows[:, :, None] * size + columns[:, None, :]).flatten(1)  # (P, f f): pixels
+    sub_pixel = cell[:, None, :] * 3 + torch.arange(3)[:, None]  # (P, 3, f f)
+    rank = layout.rank[sub_pixel // (3 // config.channels)]
+    return torch.where(rank < torch.arange(config.positions)[:, None, None], sub_pixel, -1)
+
+
+def table_values(values: Tensor, table: Tensor) -> Tensor:
     """values: (N, sub-pixels) float on [-1, 1]; table: (..., F). Returns (N, ..., F), 0 where there is nothing."""
     return values[:, table.clamp(min=0)] * (table >= 0)
+
+
+def cell_sums(sources: Tensor, config: Config, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """(N, s, s, 3) uint8 -> (N, P, 3): what the f f pixels under a step's source pixel add up to, on [-1, 1] each."""
+    factor = config.image_size // config.source_size
+    sums = to_unit(sources.to(dtype)) * factor**2
+    large = sums.repeat_interleave(factor, 1).repeat_interleave(factor, 2).flatten(1, 2)  # (N, pixels, 3)
+    return large[:, (layout.order // config.channels).to(large.device)]
 
 
 def source_values(sources: Tensor, config: Config, layout: Layout, dtype: torch.dtype) -> Tensor:

@@ -3,6 +3,7 @@
 Read it from top to bottom: blocks, then the model. N images, P positions, d width, all in generation order.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from . import categorical, checkpoint, dmol
 from .attention import Cache, FullAttention, LocalSelfAttention, Norm, rotary_table
 from .config import Config
-from .inputs import NEIGHBOURS, SOURCE_NEIGHBOURS, neighbour_table, neighbour_values, source_values
+from .inputs import (
+    NEIGHBOURS, SOURCE_NEIGHBOURS, cell_sums, cell_table, neighbour_table, source_values, table_values,
+)
 from .layout import Layout, build_layout
 
 OUTPUTS = {"dmol": dmol, "categorical": categorical}
@@ -73,6 +76,16 @@ class DecoderBlock(nn.Module):
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
+@dataclass(frozen=True)
+class Context:
+    """What an image is generated from, fixed while it is."""
+
+    label: Tensor | None  # (N, 1, d): class embedding
+    source_inputs: Tensor | None = None  # (N, P, 15): colours of the source around each step's pixel
+    cell_sums: Tensor | None = None  # (N, P, 3): what the pixels under a step's source pixel add up to
+    source_kv: list[tuple[Tensor, Tensor]] | None = None  # a decoder block: keys and values of the source
+
+
 class ImageTransformer(
     nn.Module,
     PyTorchModelHubMixin,
@@ -93,7 +106,7 @@ class ImageTransformer(
         d, size, channels = config.width, config.image_size, config.channels
 
         inputs = 3 * len(NEIGHBOURS) + (3 if channels == 3 else 0)
-        inputs += 3 * len(SOURCE_NEIGHBOURS) if config.source_size else 0
+        inputs += 3 * len(SOURCE_NEIGHBOURS) + 3 if config.source_size else 0
         self.stem = nn.Linear(inputs, d)
         self.row, self.column = nn.Embedding(size, d), nn.Embedding(size, d)
         self.channel = nn.Embedding(channels, d) if channels > 1 else None
@@ -123,6 +136,7 @@ class ImageTransformer(
         if config.source_size:
             centre = (torch.arange(config.source_size) + 0.5) * (size / config.source_size) - 0.5  # in image pixels
             rows, columns = centre.repeat_interleave(config.source_size), centre.repeat(config.source_size)
+            tables["cells"] = cell_table(config, layout)
             tables["source_cos"], tables["source_sin"] = rotary_table(rows, columns, d // config.heads)
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
@@ -181,9 +195,9 @@ class ImageTransformer(
         """(N, h, w, 3) uint8 -> (N, P, 3) for pixels, (N, P, 1) for sub-pixels, in generation order."""
         return pixels.reshape(len(pixels), self.config.positions, -1)[:, self.order]
 
-    def parallel(self, pixels: Tensor, context: "Context", caches: list[Cache] | None = None) -> Tensor:
+    def parallel(self, pixels: Tensor, context: Context, caches: list[Cache] | None = None) -> Tensor:
         values = dmol.to_unit(pixels.to(self.stem.weight.dtype)).flatten(1)  # (N, h, w, 3) -> (N, sub-pixels)
-        inputs = self._join(neighbour_values(values, self.neighbours), context.source_inputs)  # (N, P, F)
+        inputs = self.inputs(values, context, slice(None))  # (N, P, F)
         x = self.embed(inputs, context, slice(None))
         for i, block in enumerate(self.decoder):
             source_kv = context.source_kv[i] if context.source_kv else None
@@ -198,14 +212,13 @@ class ImageTransformer(
             Cache(self.layout, images, heads, self.config.width // heads, like=self.head.weight) for _ in self.decoder
         ]
 
-    def step(self, values: Tensor, context: "Context", caches: list[Cache], step: int) -> Tensor:
+    def step(self, values: Tensor, context: Context, caches: list[Cache], step: int) -> Tensor:
         """The distribution of one position: (N, output parameters).
 
         values: (N, sub-pixels) on [-1, 1], the growing image; what is not generated yet is not read.
         """
         now = slice(step, step + 1)
-        source_inputs = context.source_inputs[:, now] if context.source_inputs is not None else None
-        inputs = self._join(neighbour_values(values, self.neighbours[now]), source_inputs)  # (N, 1, F)
+        inputs = self.inputs(values, context, now)  # (N, 1, F)
         x = self.embed(inputs, context, now)
         rotary = (self.cos[now], self.sin[now])
         for i, block in enumerate(self.decoder):
@@ -215,7 +228,7 @@ class ImageTransformer(
 
     # ---- shared by both ------------------------------------------------------------------------------------
 
-    def context(self, images: int, labels: Tensor | None, sources: Tensor | None) -> "Context":
+    def context(self, images: int, labels: Tensor | None, sources: Tensor | None) -> Context:
         """All that is fixed while an image is generated. Raises ValueError for the wrong kind of condition."""
         config = self.config
         if (sources is None) != (not config.source_size):
@@ -233,14 +246,18 @@ class ImageTransformer(
                 raise ValueError(f"labels must be of shape ({images},), one an image, got {tuple(labels.shape)}.")
             label = self.label(labels).unsqueeze(1)  # (N, 1, d)
         if sources is None:
-            return Context(label, None, None)
+            return Context(label)
         expected = (images, config.source_size, config.source_size, 3)
         if sources.shape != expected or sources.dtype != torch.uint8:
             raise ValueError(f"sources must be uint8 of shape {expected}, got {sources.dtype} {tuple(sources.shape)}.")
-        source_inputs = source_values(sources, config, self.layout, self.stem.weight.dtype)
         encoded = self.encode(sources)
         rotary = (self.source_cos, self.source_sin)
-        return Context(label, source_inputs, [b.source_attention.keys_values(encoded, rotary) for b in self.decoder])
+        return Context(
+            label,
+            source_values(sources, config, self.layout, self.stem.weight.dtype),
+            cell_sums(sources, config, self.layout, self.stem.weight.dtype),
+            [block.source_attention.keys_values(encoded, rotary) for block in self.decoder],
+        )
 
     def encode(self, sources: Tensor) -> Tensor:
         """(N, s, s, 3) uint8 -> (N, s s, d): a representation of each source pixel in its context (section 3.1)."""
@@ -251,7 +268,18 @@ class ImageTransformer(
             x = block(x, (self.source_cos, self.source_sin))
         return self.encoder_norm(x)
 
-    def embed(self, inputs: Tensor, context: "Context", steps: slice) -> Tensor:
+    def inputs(self, values: Tensor, context: Context, steps: slice) -> Tensor:
+        """(N, sub-pixels) on [-1, 1] -> (N, P, F): colours nearby and, with a source, what it says of this pixel."""
+        nearby = table_values(values, self.neighbours[steps])
+        if context.source_inputs is None:
+            return nearby
+        cells = self.cells[steps]  # (P, 3, f f)
+        known = table_values(values, cells).sum(dim=-1)  # (N, P, 3)
+        left = (cells < 0).sum(dim=-1).clamp(min=1)
+        rest = (context.cell_sums[:, steps] - known) / left  # the mean of what is still to come under the source pixel
+        return torch.cat([nearby, context.source_inputs[:, steps], rest], dim=-1)
+
+    def embed(self, inputs: Tensor, context: Context, steps: slice) -> Tensor:
         """(N, P, F) -> (N, P, d): colours nearby, where the position lies, and the class, at every position."""
         x = self.row(self.step_row[steps]) + self.column(self.step_column[steps])  # (P, d)
         if self.channel is not None:
@@ -268,10 +296,6 @@ class ImageTransformer(
                 params = dmol.shift_means(params, self.predictor(inputs))
             return params
 
-    @staticmethod
-    def _join(inputs: Tensor, source_inputs: Tensor | None) -> Tensor:
-        return inputs if source_inputs is None else torch.cat([inputs, source_inputs], dim=-1)
-
     # ---- files ---------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -283,10 +307,3 @@ class ImageTransformer(
         """A model in float32 and eval mode, from a folder, a bundled name or a Hub id; see `imtx.checkpoint.find`."""
         folder = checkpoint.find(name, revision)
         return checkpoint.load(cls, folder)
-
-
-class Context:
-    """What an image is generated from: class embedding (N, 1, d), source pixels (N, P, 15), keys and values."""
-
-    def __init__(self, label: Tensor | None, source_inputs: Tensor | None, source_kv: list | None):
-        self.label, self.source_inputs, self.source_kv = label, source_inputs, source_kv

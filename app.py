@@ -1,0 +1,140 @@
+"""The Image Transformer in a browser: python app.py [--model PATH_OR_HUB_ID]."""
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: no request leaves this machine
+
+import argparse
+from pathlib import Path
+
+import gradio as gr
+import torch
+
+from imtx.demo.canvas import canvas
+from imtx.demo.requests import MAX_COUNT, NO_CLASS, SURPRISE, TEMPERATURES
+from imtx.demo.tasks import Loaded, Tasks
+
+ASSETS = Path(__file__).parent / "assets"
+ABOUT = """
+# Image Transformer
+
+Watch a neural network draw a 32x32 picture one pixel at a time, left to right, top to bottom. It looks only at pixels
+nearby that it has drawn already, works out how likely every colour is for the next one, and rolls dice.
+"""
+HOW = """
+The model is a decoder-only (or, to enlarge faces, an encoder-decoder) transformer over pixels with *local* attention,
+after Parmar et al., [Image Transformer](https://arxiv.org/abs/1802.05751), ICML 2018. For each pixel it gives a
+distribution over all 16.7 million colours, a discretized mixture of logistics. **Temperature** sharpens that
+distribution below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). The same seed always gives the
+same picture. The weights were trained by this repository; pictures are 32x32 because the training data are.
+"""
+RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
+STOPPED = "(value) => { const v = typeof value === 'string' ? JSON.parse(value) : value; return {...v, msg: 'Stopped.'} }"
+CSS = ".crisp img { image-rendering: pixelated }"
+
+
+def controls() -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox, gr.Button, gr.Button]:
+    with gr.Row():
+        run = gr.Button("Run", variant="primary", min_width=100)
+        stop = gr.Button("Stop", min_width=100)
+    temperature = gr.Slider(*TEMPERATURES, value=0.9, step=0.05, label="Temperature", info="Low is calm, high is wild.")
+    count = gr.Slider(1, MAX_COUNT, value=4, step=1, label="Samples")
+    with gr.Row():
+        seed = gr.Number(0, label="Seed", precision=0, min_width=140)
+        randomise = gr.Checkbox(True, label="Randomise the seed", min_width=140)
+    return temperature, count, seed, randomise, run, stop
+
+
+def connect(task, name: str, given, widgets, screen: gr.HTML, files: gr.File) -> None:
+    """Run and Stop of a tab. One visitor is served at a time, over all tabs: two would share the same cores."""
+    temperature, count, seed, randomise, run, stop = widgets
+    drawing = run.click(None, [randomise, seed], seed, js=RANDOM_SEED, api_visibility="private").then(
+        task, [given, temperature, count, seed], [screen, files, seed],
+        api_name=name, preprocess=False, show_progress="minimal", show_progress_on=files,
+        concurrency_id="model", concurrency_limit=1,
+    )
+    stop.click(None, screen, screen, js=STOPPED, cancels=[drawing], api_visibility="private")
+
+
+def picture_input(label: str) -> gr.Image:
+    return gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=260, elem_classes="crisp")
+
+
+def png_files() -> gr.File:
+    return gr.File(label="PNG files, 32x32", file_count="multiple", interactive=False)
+
+
+def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
+    ready = tasks.ready(ASSETS / "gallery")  # something good before the first click
+    with gr.Blocks(title="Image Transformer", delete_cache=(3600, 3600)) as demo:
+        gr.Markdown(ABOUT)
+        with gr.Tab("Generate"), gr.Row():
+            with gr.Column():
+                screen = canvas("generate", ready["generate"])
+            with gr.Column():
+                name = gr.Dropdown([SURPRISE, *classes, NO_CLASS], value=SURPRISE, label="Class")
+                widgets = controls()
+                files = png_files()
+        connect(tasks.generate, "generate", name, widgets, screen, files)
+
+        with gr.Tab("Complete"), gr.Row():
+            with gr.Column():
+                screen = canvas("complete", ready["complete"])
+            with gr.Column():
+                image = picture_input("Picture: its top half is kept")
+                gr.Examples(sorted(map(str, (ASSETS / "examples/objects").glob("*.png"))), image, cache_examples=False)
+                widgets = controls()
+                files = png_files()
+        connect(tasks.complete, "complete", image, widgets, screen, files)
+
+        with gr.Tab("Super-resolve"), gr.Row():
+            with gr.Column():
+                screen = canvas("super-resolve", ready["super-resolve"])
+            with gr.Column():
+                picture = picture_input("Portrait")
+                faces = sorted(p for p in (ASSETS / "examples/faces").glob("*.*") if p.suffix in (".jpg", ".png"))
+                gr.Examples(list(map(str, faces)), picture, cache_examples=False)
+                with gr.Accordion("Frame the face: eyes at half the height, chin just inside", open=False):
+                    zoom = gr.Slider(1, 8, value=1, step=0.05, label="Zoom")
+                    x = gr.Slider(0, 1, value=0.5, step=0.01, label="Left to right")
+                    y = gr.Slider(0, 1, value=0.5, step=0.01, label="Top to bottom")
+                image = gr.Image(
+                    type="filepath", format="png", label="What becomes 8x8", height=140,
+                    interactive=False, buttons=[], elem_classes="crisp",
+                )
+                widgets = controls()
+                files = png_files()
+        for change in (picture.change, zoom.change, x.change, y.change):
+            change(
+                tasks.frame, [picture, zoom, x, y], image,
+                preprocess=False, show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+            )
+        connect(tasks.super_resolve, "super_resolve", image, widgets, screen, files)
+
+        with gr.Accordion("How it works", open=False):
+            gr.Markdown(HOW)
+    return demo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="a model folder, a bundled name or a Hub id, in place of the bundled weights")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # a step is many tiny operations: a second thread makes them slower
+    generator, upscaler = Loaded("cifar10-dmol-1d"), Loaded("faces-sr-1d")
+    if args.model:
+        chosen = Loaded(args.model)
+        if not chosen.loaded:
+            raise SystemExit(chosen.error)
+        if chosen.model.config.source_size:
+            upscaler = chosen
+        else:
+            generator = chosen
+    print(f"Generate, Complete: {generator}\nSuper-resolve: {upscaler}", flush=True)
+    classes = () if not generator.loaded else generator.model.config.classes
+    demo = build(Tasks(generator, upscaler, examples=ASSETS / "examples"), classes)
+    demo.queue(max_size=32).launch(css=CSS, ssr_mode=False, show_error=False, max_file_size="8mb")
+
+
+if __name__ == "__main__":
+    main()

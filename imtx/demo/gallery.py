@@ -1,0 +1,22 @@
+"""Ready samples that a visitor sees before the first click. `train/gallery.py` draws them and writes `write`'s files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..images import save_png
+
+def write(folder: Path, name: str, pictures: np.ndarray, text: str) -> None:
+    """(N, h, w, 3) uint8 -> name.png, the pictures side by side with nothing between, and name.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_png(np.concatenate(list(pictures), axis=1), folder / f"{name}.png")  # (h, N w, 3)
+    (folder / f"{name}.json").write_text(json.dumps({"count": len(pictures), "text": text}, indent=2) + "\n")
+
+
+def read(folder: Path, name: str) -> tuple[np.ndarray, str]:
+    """The pictures (N, h, w, 3) uint8 and the text that `write` was given."""
+    about = json.loads((folder / f"{name}.json").read_text())
+    row = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
+    return np.stack(np.split(row, about["count"], axis=1)), about["text"]

@@ -1,0 +1,90 @@
+"""What visitors send, checked: every refusal is one sentence that names the fix.
+
+Gradio's own checks are switched off (`preprocess=False`), because they let some bad input through and answer others
+with a stack trace; so values arrive here as the browser or a client sent them.
+"""
+
+import math
+import os
+import random
+from pathlib import Path
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from ..images import BadImage, open_image
+from ..sampling import SEEDS
+
+SURPRISE, NO_CLASS = "surprise me", "no class"
+MAX_COUNT = 8
+TEMPERATURES = (0.05, 2.0)
+
+
+def refusal(sentence: str) -> gr.Error:
+    """Shown to the visitor as it is, and not logged as a crash."""
+    return gr.Error(sentence, print_exception=False)
+
+
+def temperature(value) -> float:
+    low, high = TEMPERATURES
+    if not _is_number(value) or not low <= value <= high:
+        raise refusal(f"Temperature must be a number from {low} to {high}.")
+    return float(value)
+
+
+def count(value) -> int:
+    if not _is_whole(value) or not 1 <= value <= MAX_COUNT:
+        raise refusal(f"The number of samples must be a whole number from 1 to {MAX_COUNT}.")
+    return int(value)
+
+
+def seed(value) -> int:
+    """A random one if none is given."""
+    if value is None:
+        return random.randrange(SEEDS)
+    if not _is_whole(value) or not 0 <= value < SEEDS:
+        raise refusal(f"The seed must be a whole number from 0 to {SEEDS - 1}, or empty for a random one.")
+    return int(value)
+
+
+def seeds(first: int, number: int) -> list[int]:
+    """One a sample: the seed shown and those that follow it."""
+    return [(first + i) % SEEDS for i in range(number)]
+
+
+def label(name, classes: tuple[str, ...], chance: int) -> int:
+    """The index of a class; `len(classes)` is "no class". `chance`, the seed, decides which class surprises."""
+    if name == NO_CLASS:
+        return len(classes)
+    if name == SURPRISE and classes:
+        return random.Random(chance).randrange(len(classes))
+    if name not in classes:
+        raise refusal(f"There is no such class. Choose one of: {', '.join((*classes, NO_CLASS, SURPRISE))}.")
+    return classes.index(name)
+
+
+def picture(value, allowed: Path) -> Image.Image:
+    """The picture that a visitor uploaded, or one of the examples, which lie in `allowed`.
+
+    A file of the server that nobody uploaded is refused: gradio itself would open it.
+    """
+    path = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(path, str) or not path:
+        raise refusal("There is no picture yet. Upload one or choose an example.")
+    real = os.path.realpath(path)
+    folders = (os.path.realpath(get_upload_folder()), os.path.realpath(allowed))
+    if not any(os.path.commonpath((real, folder)) == folder for folder in folders) or not os.path.isfile(real):
+        raise refusal("That picture was not uploaded here. Upload it first.")
+    try:
+        return open_image(real)
+    except BadImage as error:
+        raise refusal(str(error)) from error
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value) -> bool:
+    return _is_number(value) and value == int(value)

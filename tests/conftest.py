@@ -1,0 +1,106 @@
+"""Small models for the tests, and the plain sampler that the cached one is held against."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from imtx import Config, ImageTransformer
+from imtx.sampling import noise
+
+SIZE, SOURCE = 8, 2  # pixels
+CLASSES = ("cat", "dog")
+
+
+def small_config(output: str, task: str, **changes) -> Config:
+    block = 16 if output == "dmol" else 48  # two rows of pixels
+    fields = dict(output=output, image_size=SIZE, query_block=block, memory_block=block, width=32, layers=2, heads=2)
+    fields |= dict(ffn=48, mixtures=3)
+    fields |= dict(source_size=SOURCE, encoder_layers=1) if task == "sr" else dict(classes=CLASSES)
+    return Config(**(fields | changes))
+
+
+def small(output: str, task: str, **changes) -> ImageTransformer:
+    """A model in float64 whose every weight matters. (Fresh blocks are the identity and would hide most errors.)"""
+    generator = torch.Generator().manual_seed(0)
+    model = ImageTransformer(small_config(output, task, **changes)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model.requires_grad_(False)
+
+
+def pictures(images: int, size: int = SIZE, seed: int = 0) -> Tensor:
+    """(N, size, size, 3) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (images, size, size, 3), generator=generator, dtype=torch.uint8)
+
+
+def conditions(model: ImageTransformer, images: int) -> dict[str, Tensor]:
+    """A condition for each image, no two alike side by side: labels ("no class" among them) or sources."""
+    if model.config.source_size:
+        return {"sources": pictures(images, SOURCE, seed=1)}
+    return {"labels": torch.arange(images) % (len(CLASSES) + 1)}
+
+
+def select(conditions: dict[str, Tensor], index: slice) -> dict[str, Tensor]:
+    return {name: tensor[index] for name, tensor in conditions.items()}
+
+
+def stepwise(model: ImageTransformer, pixels: Tensor, **conditions) -> Tensor:
+    """What `model(pixels, ...)` returns, worked out step by step through the cache: (N, P, output parameters)."""
+    context = model.context(len(pixels), conditions.get("labels"), conditions.get("sources"))
+    values, caches = pixels.to(model.stem.weight.dtype).flatten(1) / 127.5 - 1, model.caches(len(pixels))
+    return torch.stack([model.step(values, context, caches, t) for t in range(model.config.positions)], dim=1)
+
+
+def draw_naively(
+    model: ImageTransformer, seeds, temperature: float = 1.0, given: Tensor | None = None, given_pixels: int = 0,
+    **conditions,
+) -> Tensor:
+    """Images drawn with no cache: for each position, the parallel forward over the picture so far."""
+    config, order = model.config, model.layout.order
+    start = given_pixels * config.channels
+    sequence = torch.zeros(len(seeds), config.positions, 3 // config.channels, dtype=torch.uint8)  # raster order
+    if given is not None:
+        known = order[:start]
+        sequence[:, known] = given.reshape(len(seeds), config.positions, -1)[:, known]
+    uniforms = noise(model, seeds)
+    for step in range(start, config.positions):
+        params = model(sequence.view(-1, config.image_size, config.image_size, 3), **conditions)[:, step]
+        params = model.output.temper(params, temperature)
+        sequence[:, order[step]] = model.output.draw(params, uniforms[:, step])
+    return sequence.view(-1, config.image_size, config.image_size, 3)
+
+
+@dataclass
+class Case:
+    """One small model and how to build it again with changes."""
+
+    output: str
+    task: str
+    model: ImageTransformer
+
+    def rebuilt(self, **changes) -> ImageTransformer:
+        return small(self.output, self.task, **changes)
+
+
+@pytest.fixture(params=["dmol", "categorical"])
+def output(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["class", "sr"])
+def task(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def case(output, task) -> Case:
+    return Case(output, task, small(output, task))
+
+
+@pytest.fixture
+def model(case) -> ImageTransformer:
+    return case.model
