@@ -1,8 +1,11 @@
 """Model folders: config.json and safetensors shards. Saving, loading, and finding the folder that a name means."""
 
-import os
+import queue
 import shutil
 import tempfile
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import torch
@@ -113,8 +116,27 @@ def _download(hub_id: str, revision: str | None) -> Path:
         raise CheckpointError(f"{hub_id} cannot be downloaded: {str(error).splitlines()[0]}") from error
 
 
-def _reachable(endpoint: str) -> bool:
-    return True
+def _reachable(endpoint: str, seconds: float = 1.5) -> bool:
+    """Whether a server answers in time. huggingface_hub itself would go on trying for 23 seconds.
+
+    In a thread, because looking up a host's name heeds no time limit.
+    """
+    answers = queue.Queue()
+
+    def ask():
+        try:
+            urllib.request.urlopen(endpoint, timeout=seconds).close()
+            answers.put(True)
+        except urllib.error.HTTPError:
+            answers.put(True)  # an answer, if not a kind one
+        except OSError:  # URLError and time-outs are of this kind
+            answers.put(False)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return False
 
 
 def _is_weights(path: Path) -> bool:

@@ -22,12 +22,15 @@ def small_config(output: str, task: str, **changes) -> Config:
 
 
 def small(output: str, task: str, **changes) -> ImageTransformer:
-    """A model in float64 whose every weight matters. (Fresh blocks are the identity and would hide most errors.)"""
-    generator = torch.Generator().manual_seed(0)
-    model = ImageTransformer(small_config(output, task, **changes)).double().eval()
-    with torch.no_grad():
+    """A model in float64 whose every weight matters; the same one for the same arguments.
+
+    (Fresh blocks are the identity, and would hide most errors.)
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = ImageTransformer(small_config(output, task, **changes)).double().eval()
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter += 0.2 * torch.randn_like(parameter)
     return model.requires_grad_(False)
 
 

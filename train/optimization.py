@@ -1,7 +1,6 @@
 """What turns gradients into weights: optimizers, the rate's schedule, and the average of the weights."""
 
 import copy
-import math
 
 import torch
 from torch import nn
@@ -52,9 +51,9 @@ class Average:
 
 
 def batch_indices(step: int, batch_size: int, images: int, seed: int) -> torch.Tensor:
-    """(batch_size,) int64: the images of a step. Every epoch is a new permutation; a function of its arguments alone,
+    """(batch_size,) int64: the images of a step. Every epoch is a new permutation.
 
-    so that a resumed run sees what an uninterrupted one would have seen.
+    A function of its arguments alone, so that a resumed run sees what an uninterrupted one would have seen.
     """
     place = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = place // images
@@ -64,7 +63,3 @@ def batch_indices(step: int, batch_size: int, images: int, seed: int) -> torch.T
         permutation = torch.randperm(images, generator=generator)
         chosen[epochs == epoch] = permutation[place[epochs == epoch] % images]
     return chosen
-
-
-def finite(loss: float) -> bool:
-    return math.isfinite(loss)

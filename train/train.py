@@ -193,6 +193,7 @@ class Run:
         model, seeds = self.average.model, range(8)
         if self.config.source_size:
             truth = self.held_out[:8]
+            seeds = range(len(truth))
             sources = sources_of(truth, self.config.source_size)
             scale = self.config.image_size // self.config.source_size
             shown = sources.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
@@ -200,7 +201,7 @@ class Run:
         else:
             labels = [i % len(self.config.classes) for i in seeds] if self.config.classes else None
             pictures = draw(model, seeds, labels=labels)
-        save_png(sheet(pictures.numpy(), columns=8, scale=3), self.args.output / "samples" / f"{self.progress.step:08d}.png")
+        save_png(sheet(pictures.numpy(), columns=len(seeds), scale=3), self.args.output / "samples" / f"{self.progress.step:08d}.png")
 
     # ---- the loop ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,132 @@
+"""Pictures in and out: safe decoding of uploads, the crop and the reduction that training used, PNG files.
+
+Pixels are uint8 arrays of shape (height, width, 3), RGB.
+"""
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_BYTES = 8_000_000
+MAX_PIXELS = 24_000_000  # decoded, about 100 MB
+MAX_ZOOM = 16.0
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")
+NEAREST, BICUBIC = Image.Resampling.NEAREST, Image.Resampling.BICUBIC
+
+
+class BadImage(ValueError):
+    """A picture cannot be used. The message is one sentence for whoever sent it, and names no path."""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """An upright 8-bit RGB picture: first frame, EXIF rotation applied, transparency over white.
+
+    Raises BadImage. The size is checked before anything is decoded: a few kB of PNG can hold gigabytes of pixels.
+    """
+    if os.path.getsize(path) > MAX_BYTES:
+        raise BadImage(f"This file is too large: send a picture of at most {MAX_BYTES // 10**6} MB.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, stricter limit follows
+            image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadImage(_too_large()) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say no
+        raise BadImage("This is not a picture that can be read: send a PNG, JPEG, WebP, GIF, BMP or TIFF.") from error
+    with image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise BadImage(f"This picture of {width}x{height} pixels is too large: {_too_large()}")
+        image.draft("RGB", (1024, 1024))  # a large JPEG is decoded at an eighth to a half of its size
+        try:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise BadImage("This picture is damaged or cut short: send the whole file again.") from error
+
+
+def _too_large() -> str:
+    return f"send one of at most {MAX_PIXELS // 10**6} million pixels."
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16 bits and more: rescaled, as a plain conversion would cut off at 255
+        levels = np.asarray(image).astype(np.float64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise BadImage("This picture has values beyond 16 bits: send one of 8 or 16 bits a colour.")
+        image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def square_crop(image: Image.Image, size: int = 32, zoom: float = 1.0, x: float = 0.5, y: float = 0.5) -> np.ndarray:
+    """A square of side min(width, height) / zoom, resized with Lanczos: (size, size, 3) uint8.
+
+    x and y in 0..1 place it between left and right, top and bottom. A picture of that size comes back as it is.
+    Raises ValueError for a zoom or a place out of range.
+    """
+    if not 1 <= zoom <= MAX_ZOOM:
+        raise ValueError(f"Zoom must be from 1 to {MAX_ZOOM:g}, got {zoom}.")
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise ValueError(f"The place of the crop must be from 0 to 1, got {x}, {y}.")
+    if image.size == (size, size) and zoom == 1:
+        return np.asarray(image)
+    side = min(image.size) / zoom
+    left, top = (image.width - side) * x, (image.height - side) * y
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+
+
+def area_means(pixels: np.ndarray, factor: int = 4) -> np.ndarray:
+    """Rounded means of squares of factor x factor pixels: (..., h, w, 3) -> (..., h / factor, w / factor, 3) uint8.
+
+    This is the definition of a super-resolution source, in training and in the demo. Exact integer arithmetic.
+    Raises TypeError for another dtype, ValueError for sides that the factor does not divide.
+    """
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"pixels must be uint8, got {pixels.dtype}.")
+    *rest, height, width, channels = pixels.shape
+    if height % factor or width % factor:
+        raise ValueError(f"factor {factor} must divide the sides {height} and {width}.")
+    cells = pixels.reshape(*rest, height // factor, factor, width // factor, factor, channels)
+    return ((cells.sum(axis=(-4, -2), dtype=np.uint32) + factor**2 // 2) // factor**2).astype(np.uint8)
+
+
+def source_and_truth(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """The (8, 8, 3) source of a picture and the (32, 32, 3) truth; an 8x8 picture is the source itself, with no truth."""
+    if image.size == (8, 8):
+        return np.asarray(image), None
+    truth = square_crop(image, 32)
+    return area_means(truth), truth
+
+
+def enlarge(pixels: np.ndarray, factor: int, resample: Image.Resampling) -> np.ndarray:
+    """(h, w, 3) -> (h factor, w factor, 3) uint8."""
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((image.width * factor, image.height * factor), resample))
+
+
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """An exact PNG of (h, w, 3) uint8, complete under its name or not there."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        Image.fromarray(pixels).save(file, "png")
+    os.replace(temporary, path)
+
+
+def sheet(pictures: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
+    """(N, h, w, 3) -> one contact sheet on white, row by row, each pixel shown as scale x scale."""
+    count, height, width, _ = pictures.shape
+    rows = -(-count // columns)
+    page = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * (height + gap) + gap, i % columns * (width + gap) + gap
+        page[top : top + height, left : left + width] = picture
+    return page.repeat(scale, axis=0).repeat(scale, axis=1)
