@@ -30,7 +30,7 @@ same picture. The weights were trained by this repository; pictures are 32x32 be
 """
 RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
 STOPPED = "(value) => { const v = typeof value === 'string' ? JSON.parse(value) : value; return {...v, msg: 'Stopped.'} }"
-CSS = ".crisp img { image-rendering: pixelated }"
+CSS = ".crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }"
 
 
 def controls() -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox, gr.Button, gr.Button]:
@@ -50,18 +50,24 @@ def connect(task, name: str, given, widgets, screen: gr.HTML, files: gr.File) ->
     temperature, count, seed, randomise, run, stop = widgets
     drawing = run.click(None, [randomise, seed], seed, js=RANDOM_SEED, api_visibility="private").then(
         task, [given, temperature, count, seed], [screen, files, seed],
-        api_name=name, preprocess=False, show_progress="minimal", show_progress_on=files,
+        api_name=name, preprocess=False, show_progress="minimal", show_progress_on=seed,
         concurrency_id="model", concurrency_limit=1,
     )
     stop.click(None, screen, screen, js=STOPPED, cancels=[drawing], api_visibility="private")
 
 
-def picture_input(label: str) -> gr.Image:
-    return gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=260, elem_classes="crisp")
+def picture_input(label: str, folder: str) -> tuple[gr.Image, str]:
+    """An upload with examples below it, of which the first is chosen already; and that one's path."""
+    examples = sorted(str(p) for p in (ASSETS / "examples" / folder).iterdir())
+    sources = ["upload", "clipboard"]
+    picture = gr.Image(examples[0], type="filepath", label=label, sources=sources, height=260, elem_classes="crisp")
+    gr.Examples(examples, picture, cache_examples=False)
+    return picture, examples[0]
 
 
 def png_files() -> gr.File:
-    return gr.File(label="PNG files, 32x32", file_count="multiple", interactive=False)
+    with gr.Accordion("Download the samples", open=False):
+        return gr.File(label="PNG files, 32x32", file_count="multiple", interactive=False)
 
 
 def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
@@ -81,8 +87,7 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
             with gr.Column():
                 screen = canvas("complete", ready["complete"])
             with gr.Column():
-                image = picture_input("Picture: its top half is kept")
-                gr.Examples(sorted(map(str, (ASSETS / "examples/objects").glob("*.png"))), image, cache_examples=False)
+                image, _ = picture_input("Picture: its top half is kept", "objects")
                 widgets = controls()
                 files = png_files()
         connect(tasks.complete, "complete", image, widgets, screen, files)
@@ -91,15 +96,13 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
             with gr.Column():
                 screen = canvas("super-resolve", ready["super-resolve"])
             with gr.Column():
-                picture = picture_input("Portrait")
-                faces = sorted(p for p in (ASSETS / "examples/faces").glob("*.*") if p.suffix in (".jpg", ".png"))
-                gr.Examples(list(map(str, faces)), picture, cache_examples=False)
+                picture, example = picture_input("Portrait", "faces")
                 with gr.Accordion("Frame the face: eyes at half the height, chin just inside", open=False):
                     zoom = gr.Slider(1, 8, value=1, step=0.05, label="Zoom")
                     x = gr.Slider(0, 1, value=0.5, step=0.01, label="Left to right")
                     y = gr.Slider(0, 1, value=0.5, step=0.01, label="Top to bottom")
                 image = gr.Image(
-                    type="filepath", format="png", label="What becomes 8x8", height=140,
+                    example, type="filepath", format="png", label="What becomes 8x8", height=140,
                     interactive=False, buttons=[], elem_classes="crisp",
                 )
                 widgets = controls()

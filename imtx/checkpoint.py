@@ -38,6 +38,8 @@ def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         new.mkdir()
         weights = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
         save_torch_state_dict(weights, new, max_shard_size=SHARD_SIZE)
+        for shard in new.iterdir():
+            shard.chmod(0o644)  # safetensors writes files that only their owner can read
         model.config.save(new / "config.json")
         if folder.exists():
             for kept in folder.iterdir():

@@ -4,7 +4,6 @@ Pixels are uint8 arrays of shape (height, width, 3), RGB.
 """
 
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_BYTES = 8_000_000
 MAX_PIXELS = 24_000_000  # decoded, about 100 MB
 MAX_ZOOM = 16.0
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # "JPEG" covers MPO; Pillow does not know it by name
 NEAREST, BICUBIC = Image.Resampling.NEAREST, Image.Resampling.BICUBIC
 
 
@@ -44,9 +43,10 @@ def open_image(path: str | Path) -> Image.Image:
         image.draft("RGB", (1024, 1024))  # a large JPEG is decoded at an eighth to a half of its size
         try:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise BadImage("This picture is damaged or cut short: send the whole file again.") from error
+    return _to_rgb(upright)
 
 
 def _too_large() -> str:
@@ -54,11 +54,13 @@ def _too_large() -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: rescaled, as a plain conversion would cut off at 255
-        levels = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("I"):  # 16 bits: rescaled, as a plain conversion would cut off at 255
+        levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise BadImage("This picture has values beyond 16 bits: send one of 8 or 16 bits a colour.")
-        image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
+        image = Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode in ("F", "LAB"):  # fractions have no agreed white, and Pillow cannot turn LAB into RGB
+        raise BadImage("The colours of this TIFF cannot be read: send it as a PNG or JPEG.")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -77,11 +79,11 @@ def square_crop(image: Image.Image, size: int = 32, zoom: float = 1.0, x: float 
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise ValueError(f"The place of the crop must be from 0 to 1, got {x}, {y}.")
     if image.size == (size, size) and zoom == 1:
-        return np.asarray(image)
+        return np.array(image)
     side = min(image.size) / zoom
     left, top = (image.width - side) * x, (image.height - side) * y
     box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    return np.array(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
 
 
 def area_means(pixels: np.ndarray, factor: int = 4) -> np.ndarray:
@@ -102,7 +104,7 @@ def area_means(pixels: np.ndarray, factor: int = 4) -> np.ndarray:
 def source_and_truth(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """The (8, 8, 3) source of a picture and the (32, 32, 3) truth; an 8x8 picture is the source itself, with no truth."""
     if image.size == (8, 8):
-        return np.asarray(image), None
+        return np.array(image), None
     truth = square_crop(image, 32)
     return area_means(truth), truth
 
@@ -110,14 +112,13 @@ def source_and_truth(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]
 def enlarge(pixels: np.ndarray, factor: int, resample: Image.Resampling) -> np.ndarray:
     """(h, w, 3) -> (h factor, w factor, 3) uint8."""
     image = Image.fromarray(pixels)
-    return np.asarray(image.resize((image.width * factor, image.height * factor), resample))
+    return np.array(image.resize((image.width * factor, image.height * factor), resample))
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """An exact PNG of (h, w, 3) uint8, complete under its name or not there."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        Image.fromarray(pixels).save(file, "png")
+    temporary = path.with_name(f".{path.name}.part")
+    Image.fromarray(pixels).save(temporary, "png")
     os.replace(temporary, path)
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     write(GALLERY, "complete", np.stack([truth, *pictures]), "Drawn earlier: four endings for one picture.")
 
     upscaler = ImageTransformer.from_pretrained("faces-sr-1d")
-    faces = sorted(p for p in (EXAMPLES / "faces").iterdir() if p.suffix in (".jpg", ".png"))
+    faces = sorted((EXAMPLES / "faces").iterdir())
     source, truth = source_and_truth(open_image(faces[0]))
     pictures = draw(upscaler, range(4), sources=torch.from_numpy(source), temperature=TEMPERATURE).numpy()
     write(GALLERY, "super-resolve", np.stack([truth, *pictures]), "Drawn earlier: four faces that fit the 8x8 input.")
