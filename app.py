@@ -13,6 +13,7 @@ import torch
 from imtx.demo.canvas import canvas
 from imtx.demo.requests import MAX_COUNT, NO_CLASS, SURPRISE, TEMPERATURES
 from imtx.demo.tasks import Loaded, Tasks
+from imtx.images import MAX_ZOOM
 
 ASSETS = Path(__file__).parent / "assets"
 ABOUT = """
@@ -98,7 +99,7 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
             with gr.Column():
                 picture, example = picture_input("Portrait", "faces")
                 with gr.Accordion("Frame the face: eyes at half the height, chin just inside", open=False):
-                    zoom = gr.Slider(1, 8, value=1, step=0.05, label="Zoom")
+                    zoom = gr.Slider(1, MAX_ZOOM, value=1, step=0.05, label="Zoom")
                     x = gr.Slider(0, 1, value=0.5, step=0.01, label="Left to right")
                     y = gr.Slider(0, 1, value=0.5, step=0.01, label="Top to bottom")
                 image = gr.Image(

@@ -298,9 +298,18 @@ class ImageTransformer(
 
     # ---- files ---------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Writes config.json and safetensors shards of at most 9 MB; see `imtx.checkpoint.save`."""
-        checkpoint.save(self, Path(folder), dtype)
+    def save_pretrained(self, save_directory: str | Path, *, dtype: torch.dtype = torch.float32, **hub_options):
+        """Writes config.json and safetensors shards of at most 9 MB; see `imtx.checkpoint.save`.
+
+        hub_options (`push_to_hub`, `repo_id`, ...) are those of `PyTorchModelHubMixin.save_pretrained`.
+        """
+        checkpoint.save(self, Path(save_directory), dtype)
+        if hub_options:
+            return super().save_pretrained(save_directory, **hub_options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """The mixin's hook. What `save_pretrained` has written stays; the mixin's config.json is put right."""
+        self.config.save(save_directory / "config.json")
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> "ImageTransformer":

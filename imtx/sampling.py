@@ -69,6 +69,8 @@ def sample(
     if not 0 <= given_pixels <= size**2 or (given is None) != (given_pixels == 0):
         raise ValueError(f"given_pixels must be in 1..{size**2} with a given picture, 0 without; got {given_pixels}.")
     if labels is not None:
+        if any(not 0 <= label <= len(config.classes) for label in labels):
+            raise ValueError(f"labels must be in 0..{len(config.classes)}, the last for no class; got {list(labels)}.")
         labels = torch.tensor(labels, device=device)
     context = model.context(images, labels, _batch(sources, images, config.source_size, "sources", device))
     uniforms = noise(model, seeds).to(device)

@@ -113,7 +113,9 @@ def test_layout_tables_say_what_the_definition_says(l_q, l_m):
     assert torch.equal(layout.order, torch.arange(48))
     for block in range(layout.blocks):
         start = block * l_q
-        assert layout.memory_steps(block).tolist() == list(range(max(0, start - l_m), start))
+        expected = list(range(max(0, start - l_m), start))
+        assert layout.memory_steps(block).tolist() == expected
+        assert layout.memory[block].tolist() == expected + [-1] * (l_m - len(expected))
 
 
 def test_a_memory_block_may_not_hold_what_comes_later():

@@ -249,7 +249,6 @@ def test_a_bundled_name(saved, monkeypatch):
     assert_refused("other", "bundled: model")
 
 
-@pytest.mark.xfail(strict=True, reason="push_to_hub calls save_pretrained(config=...), which takes no config")
 def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
     uploaded = {}
 

@@ -207,12 +207,14 @@ def test_dmol_draws_reach_both_ends(scale):
 
 
 def test_dmol_colours_follow_the_level_before_not_the_draw_before():
-    """R is rounded, to 8 bits, before G leans on it: with full coupling and no width G equals R."""
-    params = mixture([0.0], [[0.0, 0.0, 0.0]], [[-1.0, -30.0, -30.0]], [[50.0, 0.0, 50.0]]).expand(1000, -1)
-    params = dmol.temper(params, 1e-6)  # narrower than a model can be
-    params[:, 4] = -1.0
-    drawn = dmol.draw(params, uniforms(1000, 4))
-    assert torch.equal(drawn[:, 0], drawn[:, 1]) and torch.equal(drawn[:, 1], drawn[:, 2])
+    """R is rounded to 8 bits before G leans on it, and G before B: with no width they follow exactly."""
+    c = 0.9
+    params = mixture([0.0], [[0.0] * 3], [[FLOOR] * 3], [[math.atanh(c), 0.0, math.atanh(c)]])
+    params = dmol.temper(params, 1e-6).repeat(1000, 1)  # narrower than a model can be
+    params[:, 4] = -1.0  # but for R
+    drawn = dmol.draw(params, uniforms(1000, 4)).double()
+    follower = torch.round((c * (drawn[:, :2] / 127.5 - 1) + 1) * 127.5)
+    assert torch.equal(drawn[:, 1:], follower)
     assert drawn[:, 0].unique().numel() > 100
 
 

@@ -27,9 +27,12 @@ def refusal(sentence: str) -> gr.Error:
 
 
 def temperature(value) -> float:
-    low, high = TEMPERATURES
+    return between(value, *TEMPERATURES, "Temperature")
+
+
+def between(value, low: float, high: float, name: str) -> float:
     if not _is_number(value) or not low <= value <= high:
-        raise refusal(f"Temperature must be a number from {low} to {high}.")
+        raise refusal(f"{name} must be a number from {low:g} to {high:g}.")
     return float(value)
 
 
@@ -72,7 +75,10 @@ def picture(value, allowed: Path) -> Image.Image:
     path = value.get("path") if isinstance(value, dict) else value
     if not isinstance(path, str) or not path:
         raise refusal("There is no picture yet. Upload one or choose an example.")
-    real = os.path.realpath(path)
+    try:
+        real = os.path.realpath(path)
+    except ValueError:  # a NUL, half of a surrogate pair
+        raise refusal("That picture was not uploaded here. Upload it first.") from None
     folders = (os.path.realpath(get_upload_folder()), os.path.realpath(allowed))
     if not any(os.path.commonpath((real, folder)) == folder for folder in folders) or not os.path.isfile(real):
         raise refusal("That picture was not uploaded here. Upload it first.")
@@ -83,7 +89,7 @@ def picture(value, allowed: Path) -> Image.Image:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def _is_whole(value) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import CheckpointError, find
-from ..images import BICUBIC, NEAREST, area_means, enlarge, save_png, source_and_truth, square_crop
+from ..images import BICUBIC, MAX_ZOOM, NEAREST, area_means, enlarge, save_png, source_and_truth, square_crop
 from ..model import ImageTransformer
 from ..sampling import pixel_order, sample
 from . import requests
@@ -41,7 +41,7 @@ class Loaded:
     @property
     def model(self) -> ImageTransformer:
         if self._model is None:
-            raise requests.refusal(f"The weights of this task cannot be loaded. {self.error}")
+            raise requests.refusal("The weights of this task are not loaded; the log of the app says why.")
         return self._model
 
     def __str__(self) -> str:
@@ -85,10 +85,11 @@ class Tasks:
         yield from _show(pictures, stream, f"seed {seed}", seed)
 
     def super_resolve(self, image, temperature, count, seed) -> Frames:
-        """Draws 32x32 pictures that fit an 8x8 one. A larger picture becomes 8x8 by area means of its centre crop."""
+        """Draws 32x32 pictures that fit an 8x8 one. Any other picture becomes 8x8 by area means of its centre crop."""
         model = self.upscaler.model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
-        source, truth = source_and_truth(requests.picture(image, self.examples))
+        sizes = (model.config.source_size, model.config.image_size)
+        source, truth = source_and_truth(requests.picture(image, self.examples), *sizes)
         stream = upscale_stream(model, source, truth, count)
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature, sources=torch.from_numpy(source)
@@ -106,16 +107,23 @@ class Tasks:
             values["complete"] = _finished(stream, np.stack(pictures), text)
         if self.upscaler.loaded:
             (truth, *pictures), text = read_gallery(gallery, "super-resolve")
-            stream = upscale_stream(self.upscaler.model, area_means(truth), truth, len(pictures))
+            factor = len(truth) // self.upscaler.model.config.source_size
+            stream = upscale_stream(self.upscaler.model, area_means(truth, factor), truth, len(pictures))
             values["super-resolve"] = _finished(stream, np.stack(pictures), text)
         return values
 
-    def frame(self, picture, zoom, x, y) -> str | None:
-        """The part of a picture that is super-resolved, as a PNG file; an 8x8 picture stays as it is."""
+    def frame(self, picture, zoom, x, y) -> Iterator[str | None]:
+        """The part of a picture that is super-resolved, as a PNG file; one of the source's size stays as it is."""
         if picture is None:
-            return None
-        upright = requests.picture(picture, self.examples)
-        pixels = np.asarray(upright) if upright.size == (8, 8) else square_crop(upright, 32, zoom, x, y)
+            yield None
+            return
+        config, upright = self.upscaler.model.config, requests.picture(picture, self.examples)
+        zoom = requests.between(zoom, 1, MAX_ZOOM, "Zoom")
+        x, y = (requests.between(share, 0, 1, "The place of the crop") for share in (x, y))
+        if upright.size == (config.source_size, config.source_size):
+            pixels = np.array(upright)
+        else:
+            pixels = square_crop(upright, config.image_size, zoom, x, y)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "crop.png"
             save_png(pixels, path)
