@@ -20,5 +20,5 @@ def log_prob(logits: Tensor, levels: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverts the distribution function: logits (..., 256), uniforms (..., 1) in [0, 1) -> (..., 1) uint8."""
-    return pick(logits.softmax(dim=-1), uniforms[..., 0].to(logits.dtype)).unsqueeze(-1).byte()
+    """Inverts the distribution function: logits (..., 256), uniforms (..., 1) float64 in [0, 1) -> (..., 1) uint8."""
+    return pick(logits.softmax(dim=-1), uniforms[..., 0]).unsqueeze(-1).byte()

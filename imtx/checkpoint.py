@@ -1,5 +1,6 @@
 """Model folders: config.json and safetensors shards. Saving, loading, and finding the folder that a name means."""
 
+import json
 import queue
 import shutil
 import tempfile
@@ -32,6 +33,7 @@ def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
 
     Files of other names in the folder, a README.md say, stay.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         new = Path(temporary) / "new"
@@ -46,8 +48,15 @@ def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
                 if not _is_weights(kept) and kept.name != "config.json":
                     copy = shutil.copytree if kept.is_dir() else shutil.copy2
                     copy(kept, new / kept.name)
-            folder.rename(Path(temporary) / "old")
-        new.rename(folder)
+            old = Path(temporary) / "old"
+            folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
+        else:
+            new.rename(folder)
 
 
 def load(model_class, folder: Path):
@@ -59,13 +68,18 @@ def load(model_class, folder: Path):
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} describes no model: {error}") from error
     weights, home = {}, {}
-    shards = sorted(path for path in folder.glob("*.safetensors"))
+    shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(f"{folder} holds no .safetensors file. Weights of other formats are not read.")
+    for index in folder.glob("*.safetensors.index.json"):
+        for missing in sorted(set(json.loads(index.read_text())["weight_map"].values()) - {s.name for s in shards}):
+            raise CheckpointError(f"{folder / missing} is missing, which {index.name} names.")
     for shard in shards:
         try:
             with safe_open(shard, framework="pt") as file:
                 for name in file.keys():
+                    if name in weights:
+                        raise CheckpointError(f"{shard} and {home[name].name} both hold {name}: remove the one too many.")
                     weights[name], home[name] = file.get_tensor(name).float(), shard
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{shard} is damaged or no safetensors file ({error}). Download it again.") from error

@@ -34,10 +34,14 @@ class Config:
     dropout: float = 0.0
 
     def __post_init__(self):
+        if isinstance(self.classes, str):
+            raise ValueError(f"classes must be a list of names, got {self.classes!r}.")
         object.__setattr__(self, "classes", tuple(self.classes))  # json gives a list
-        for name in ("image_size", "query_block", "width", "layers", "heads", "ffn", "mixtures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("source_size", "encoder_layers", "memory_block") else 1
+            if field.type is int and (type(value) is not int or value < least):
+                raise ValueError(f"{field.name} must be a whole number of at least {least}, got {value}.")
         if self.output not in ("dmol", "categorical"):
             raise ValueError(f'output must be "dmol" or "categorical", got {self.output!r}.')
         if self.layout != "1d":
@@ -51,8 +55,8 @@ class Config:
             )
         if self.positions % self.query_block:
             raise ValueError(f"query_block {self.query_block} must divide the {self.positions} positions of an image.")
-        if not 0 <= self.memory_block <= self.positions:
-            raise ValueError(f"memory_block {self.memory_block} must lie in 0..{self.positions} positions.")
+        if self.memory_block > self.positions:
+            raise ValueError(f"memory_block {self.memory_block} exceeds the {self.positions} positions of an image.")
         if self.source_size and self.image_size % self.source_size:
             raise ValueError(f"source_size {self.source_size} must divide image_size {self.image_size}.")
         if (self.encoder_layers > 0) != (self.source_size > 0):

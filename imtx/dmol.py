@@ -30,7 +30,7 @@ def unpack(params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     k = params.shape[-1] // PARAMETERS
     logits, rest = params.split([k, 9 * k], dim=-1)
     means, log_scales, couplings = rest.unflatten(-1, (3, 3, k)).unbind(-3)  # (..., 9 K) -> 3 x (..., 3, K)
-    return logits, means, log_scales.clamp(min=MIN_LOG_SCALE), torch.tanh(couplings)
+    return logits, means, log_scales, torch.tanh(couplings)
 
 
 def shift_means(params: Tensor, base: Tensor) -> Tensor:
@@ -38,11 +38,12 @@ def shift_means(params: Tensor, base: Tensor) -> Tensor:
 
     The couplings act on what is left after the guess: mean_G = base_G + m_G + c_0 (R - base_R), and so on.
     """
-    logits, means, log_scales, couplings = params.split([n * params.shape[-1] // PARAMETERS for n in (1, 3, 3, 3)], -1)
-    c = torch.tanh(couplings).unflatten(-1, (3, -1))  # (..., 3, K)
+    _, means, _, c = unpack(params)  # (..., 3, K) each
+    k = means.shape[-1]
     r, g, b = base.unsqueeze(-1).unbind(-2)  # (..., 1) each
     shift = torch.stack([r.expand_as(c[..., 0, :]), g - c[..., 0, :] * r, b - c[..., 1, :] * r - c[..., 2, :] * g], -2)
-    return torch.cat([logits, means + shift.flatten(-2), log_scales, couplings], dim=-1)
+    # (..., 3, K) -> (..., 3 K), which stand behind the K logits
+    return torch.cat([params[..., :k], params[..., k : 4 * k] + shift.flatten(-2), params[..., 4 * k :]], dim=-1)
 
 
 def temper(params: Tensor, temperature: float) -> Tensor:
@@ -51,19 +52,20 @@ def temper(params: Tensor, temperature: float) -> Tensor:
     A mixture of logistics has no exact twin of a softmax's temperature; this is the natural choice: it sharpens
     both the choice of a component and the component itself.
     """
-    logits, means, log_scales, couplings = params.split([n * params.shape[-1] // PARAMETERS for n in (1, 3, 3, 3)], -1)
+    k = params.shape[-1] // PARAMETERS
     # The floor belongs to the model, not to the temperature: it comes first, and draw() does not floor again.
-    log_scales = log_scales.clamp(min=MIN_LOG_SCALE) + math.log(temperature)
-    return torch.cat([logits / temperature, means, log_scales, couplings], dim=-1)
+    log_scales = params[..., 4 * k : 7 * k].clamp(min=MIN_LOG_SCALE) + math.log(temperature)
+    return torch.cat([params[..., :k] / temperature, params[..., k : 4 * k], log_scales, params[..., 7 * k :]], dim=-1)
 
 
 def log_prob(params: Tensor, levels: Tensor) -> Tensor:
     """Log-probability of whole pixels, in nats.
 
-    params: (..., 10 K) float; levels: (..., 3) integers 0..255. Returns (...) in the params' dtype, which should be
+    params: (..., 10 K) float; levels: (..., 3) integers 0..255, the leading shapes equal. Returns (...) in the params' dtype, which should be
     float32 at least.
     """
     logits, means, log_scales, couplings = unpack(params)
+    log_scales = log_scales.clamp(min=MIN_LOG_SCALE)
     x = to_unit(levels.to(params.dtype)).unsqueeze(-1)  # (..., 3, 1)
     r, g = x[..., 0, :], x[..., 1, :]
     means = torch.stack(
@@ -92,30 +94,29 @@ def log_prob(params: Tensor, levels: Tensor) -> Tensor:
 def draw(params: Tensor, uniforms: Tensor) -> Tensor:
     """Draws whole pixels by inverting the distribution functions.
 
-    params: (..., 10 K) float; uniforms: (..., 4) in [0, 1). Returns (..., 3) uint8. Each colour is rounded to its level
+    params: (..., 10 K) float; uniforms: (..., 4) float64 in [0, 1). Returns (..., 3) uint8. Each colour is rounded to its level
     before the next one's mean is formed: samples follow `log_prob` exactly.
     """
-    logits, rest = params.split([params.shape[-1] // PARAMETERS, 9 * params.shape[-1] // PARAMETERS], dim=-1)
-    means, log_scales, couplings = rest.unflatten(-1, (3, 3, -1)).unbind(-3)  # (..., 3, K)
-    uniforms = uniforms.to(params.dtype)
+    logits, means, log_scales, couplings = unpack(params)
     component = pick(torch.softmax(logits, dim=-1), uniforms[..., 0])  # (...)
     component = component[..., None, None].expand(*means.shape[:-1], 1)  # (..., 3, 1)
     means, log_scales, couplings = (t.gather(-1, component).squeeze(-1) for t in (means, log_scales, couplings))
-    noise = torch.exp(log_scales) * torch.logit(uniforms[..., 1:])  # (..., 3)
-    c = torch.tanh(couplings)
+    # In float64 up to here: in float32 a uniform close to 1 rounds to 1, and the noise to infinity.
+    noise = torch.exp(log_scales) * torch.logit(uniforms[..., 1:]).to(params.dtype)  # (..., 3)
     r = _to_level(means[..., 0] + noise[..., 0])
-    g = _to_level(means[..., 1] + c[..., 0] * to_unit(r) + noise[..., 1])
-    b = _to_level(means[..., 2] + c[..., 1] * to_unit(r) + c[..., 2] * to_unit(g) + noise[..., 2])
+    g = _to_level(means[..., 1] + couplings[..., 0] * to_unit(r) + noise[..., 1])
+    b = _to_level(means[..., 2] + couplings[..., 1] * to_unit(r) + couplings[..., 2] * to_unit(g) + noise[..., 2])
     return torch.stack([r, g, b], dim=-1).to(torch.uint8)
 
 
 def pick(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse distribution function of a categorical: (..., N) and (...) in [0, 1) -> (...) int64."""
-    cumulative = probabilities.cumsum(dim=-1)
+    """Inverse distribution function of a categorical: (..., N) and (...) float64 in [0, 1) -> (...) int64."""
+    cumulative = probabilities.double().cumsum(dim=-1)
     # Scaled by the total, which rounding keeps from being exactly 1.
     threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
 
 
 def _to_level(x: Tensor) -> Tensor:
+    """[-1, 1] -> the nearest level, still in floating point; what lies outside goes to 0 or 255."""
     return torch.round((x + 1) * 127.5).clamp(0, 255)

@@ -1,8 +1,8 @@
 """What a step may look at directly: colours of earlier pixels nearby, and of the source.
 
-The paper shifts the sequence by one, so that a step's input is the pixel before it. Here it is a fixed neighbourhood
-of pixels that are generated already, the one before among them: no step sees itself or anything later, whatever the
-layout. The same table serves the parallel forward and the sampler.
+The paper shifts the sequence by one, so that a step's input is the pixel generated before it, across the borders of
+rows and blocks. Here it is that pixel and a fixed neighbourhood of others that are generated already: no step sees
+itself or anything later, whatever the layout. The same tables serve the parallel forward and the sampler.
 """
 
 import torch
@@ -13,16 +13,22 @@ from .config import Config
 from .dmol import to_unit
 from .layout import Layout
 
-# (rows, columns) from the pixel at hand; nearest first, so that the nearest fills in for one that is missing.
+# (rows, columns) from the pixel at hand.
 NEIGHBOURS = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-1, 2), (-2, -1), (-2, 1))
 SOURCE_NEIGHBOURS = ((0, 0), (0, -1), (-1, 0), (0, 1), (1, 0))
+
+
+def nearby(config: Config) -> int:
+    """Colours that a step sees directly."""
+    return 3 * len(NEIGHBOURS) + 3 + (3 if config.channels == 3 else 0)
 
 
 def neighbour_table(config: Config, layout: Layout) -> Tensor:
     """(P, F) int64 in generation order: the sub-pixels that are the input of each step; -1 = nothing.
 
-    F = 3 x len(NEIGHBOURS), and for categorical output 3 more: the earlier colours of the pixel itself. A neighbour
-    outside the image, or not generated yet, is replaced by the visible one that lies nearest to it.
+    F = `nearby(config)`: the neighbours' colours, those of the pixel generated before, and for categorical output the
+    earlier colours of the pixel itself. A neighbour outside the image, or not generated yet, is replaced by the
+    visible one that lies nearest to it.
     """
     size, channels = config.image_size, config.channels
     pixel = layout.order // channels  # (P,)
@@ -37,8 +43,11 @@ def neighbour_table(config: Config, layout: Layout) -> Tensor:
     # (P, K, K) -> (P, K): of the visible neighbours, the one nearest to where neighbour k should be
     nearest = torch.where(visible[:, None, :], distance, torch.inf).argmin(dim=2)
     neighbour = torch.where(visible.any(dim=1, keepdim=True), neighbour.gather(1, nearest), -1)
+    drawn = pixel.view(-1, channels)[:, 0]  # (pixels,): the order in which pixels are generated
+    before = torch.cat([torch.tensor([-1]), drawn[:-1]]).repeat_interleave(channels)  # (P,)
+    neighbour = torch.cat([neighbour, before[:, None]], dim=1)  # (P, K + 1)
     table = neighbour[:, :, None] * 3 + torch.arange(3)  # (P, K, 3)
-    table = torch.where(neighbour[:, :, None] >= 0, table, -1).flatten(1)  # (P, 3 K)
+    table = torch.where(neighbour[:, :, None] >= 0, table, -1).flatten(1)  # (P, 3 K + 3)
     if channels == 3:
         colour = torch.arange(3)
         own = torch.where(colour < (layout.order % 3)[:, None], pixel[:, None] * 3 + colour, -1)  # (P, 3)

@@ -19,14 +19,18 @@ class Layout:
 
     A *position* is numbered in raster order (row, column, channel); a *step* is its place in the generation
     order. Step t belongs to query block t // query_block and sees every step of that block up to itself, and
-    its memory block.
+    its memory block. The colours of a pixel, where they are positions of their own, are generated one after another.
     """
 
     order: Tensor  # (P,) int64: the position generated at each step
     query_block: int  # steps a query block
-    memory: Tensor  # (B, M) int64: steps of each memory block, in increasing order, then -1 to fill up
+    memory: Tensor  # (B, M) int64: steps of each memory block, in increasing order; -1 fills up
 
     def __post_init__(self):
+        if not torch.equal(self.order.sort().values, torch.arange(len(self.order))):
+            raise ValueError(f"order does not hold each of the {len(self.order)} positions once.")
+        if len(self.order) % self.query_block:
+            raise ValueError(f"query_block {self.query_block} must divide the {len(self.order)} positions.")
         starts = torch.arange(self.blocks) * self.query_block
         if (self.memory >= starts[:, None]).any():
             raise ValueError("A memory block holds a step that is not generated before its query block.")
@@ -56,10 +60,7 @@ def local_1d(positions: int, query_block: int, memory_block: int) -> Layout:
     """1D local attention: raster order, and the `memory_block` positions before each query block."""
     starts = torch.arange(0, positions, query_block)  # (B,)
     memory = starts[:, None] - memory_block + torch.arange(memory_block)  # (B, M); below 0 = before the image
-    # The filling goes last, so that a memory block is a prefix of its row.
-    memory = torch.where(memory >= 0, memory, positions).sort(dim=1).values
-    memory = torch.where(memory < positions, memory, -1)
-    return Layout(torch.arange(positions), query_block, memory)
+    return Layout(torch.arange(positions), query_block, memory.clamp(min=-1))
 
 
 LAYOUTS = {"1d": lambda config: local_1d(config.positions, config.query_block, config.memory_block)}

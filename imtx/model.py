@@ -15,7 +15,7 @@ from . import categorical, checkpoint, dmol
 from .attention import Cache, FullAttention, LocalSelfAttention, Norm, rotary_table
 from .config import Config
 from .inputs import (
-    NEIGHBOURS, SOURCE_NEIGHBOURS, cell_sums, cell_table, neighbour_table, source_values, table_values,
+    SOURCE_NEIGHBOURS, cell_sums, cell_table, nearby, neighbour_table, source_values, table_values,
 )
 from .layout import Layout, build_layout
 
@@ -105,8 +105,7 @@ class ImageTransformer(
         self.layout = layout = build_layout(config)
         d, size, channels = config.width, config.image_size, config.channels
 
-        inputs = 3 * len(NEIGHBOURS) + (3 if channels == 3 else 0)
-        inputs += 3 * len(SOURCE_NEIGHBOURS) + 3 if config.source_size else 0
+        inputs = nearby(config) + (3 * len(SOURCE_NEIGHBOURS) + 3 if config.source_size else 0)
         self.stem = nn.Linear(inputs, d)
         self.row, self.column = nn.Embedding(size, d), nn.Embedding(size, d)
         self.channel = nn.Embedding(channels, d) if channels > 1 else None
@@ -162,7 +161,7 @@ class ImageTransformer(
         k = self.config.mixtures
         self.head.bias[4 * k : 7 * k] = torch.linspace(-5.0, -1.5, k).repeat(3)  # log-scales on [-1, 1]
         self.predictor.weight.zero_()
-        left, up, source = 0, 1, len(NEIGHBOURS)  # places among the input's pixels
+        left, up, source = 0, 1, nearby(self.config) // 3  # places among the input's pixels
         guess = {left: 0.5, up: 0.5} if not self.config.source_size else {left: 0.25, up: 0.25, source: 0.5}
         for place, share in guess.items():
             self.predictor.weight[:, 3 * place : 3 * place + 3] = share * torch.eye(3)
@@ -179,8 +178,12 @@ class ImageTransformer(
 
         In generation order. float32 if the model is (also under autocast), float64 if the model is.
         """
-        context = self.context(len(pixels), labels, sources)
-        return self.parallel(pixels, context)
+        size = self.config.image_size
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"pixels must be uint8 of shape (N, {size}, {size}, 3), got {pixels.dtype} {tuple(pixels.shape)}."
+            )
+        return self.parallel(pixels, self.context(len(pixels), labels, sources))
 
     def log_prob(self, pixels: Tensor, labels: Tensor | None = None, sources: Tensor | None = None) -> Tensor:
         """Log-probability in nats of every position given all before it: (N, P), in generation order.
@@ -242,8 +245,11 @@ class ImageTransformer(
         if self.label is not None:
             if labels is None:
                 labels = torch.full((images,), len(config.classes), device=self.order.device)
-            if labels.shape != (images,):
-                raise ValueError(f"labels must be of shape ({images},), one an image, got {tuple(labels.shape)}.")
+            if labels.shape != (images,) or labels.dtype != torch.int64:
+                raise ValueError(f"labels must be int64 of shape ({images},), got {labels.dtype} {tuple(labels.shape)}.")
+            # A compiled graph would break here; train.py looks at its labels once, when it reads them.
+            if not torch.compiler.is_compiling() and not ((labels >= 0) & (labels <= len(config.classes))).all():
+                raise ValueError(f"labels must be in 0..{len(config.classes)}, the last for no class; got {labels}.")
             label = self.label(labels).unsqueeze(1)  # (N, 1, d)
         if sources is None:
             return Context(label)

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from .dmol import to_unit
-from .model import ImageTransformer
+from .model import Context, ImageTransformer
 
 SEEDS = 2**32  # a seed is an integer in 0..SEEDS-1
 
@@ -17,7 +18,7 @@ SEEDS = 2**32  # a seed is an integer in 0..SEEDS-1
 class Snapshot:
     """A batch of growing pictures."""
 
-    pixels: Tensor  # (N, h, w, 3) uint8 on the CPU; 0 where nothing is drawn yet
+    pixels: Tensor  # (N, h, w, 3) uint8 on the CPU, a copy; 0 where nothing is drawn yet
     done: int  # pixels that are complete, the given ones among them; they are the first in `pixel_order`
     total: int  # h w
 
@@ -39,7 +40,6 @@ def noise(model: ImageTransformer, seeds: Sequence[int]) -> Tensor:
     )
 
 
-@torch.inference_mode()
 def sample(
     model: ImageTransformer,
     seeds: Sequence[int],
@@ -58,28 +58,40 @@ def sample(
     sources: (s, s, 3) or (N, s, s, 3) uint8, for a super-resolution model.
     given: (h, w, 3) or (N, h, w, 3) uint8, of which the first `given_pixels` in `pixel_order` are kept.
 
-    Closing the generator stops the work at once. Raises ValueError for arguments that the model cannot take.
+    Closing the generator stops the work at once. Raises ValueError, when called, for arguments that the model cannot take.
     """
-    config, device = model.config, model.order.device
-    images, size = len(seeds), config.image_size
-    if not images or any(not 0 <= seed < SEEDS for seed in seeds):
+    config, device, size = model.config, model.order.device, model.config.image_size
+    images = len(seeds)
+    if not images or not all(isinstance(seed, Integral) and 0 <= seed < SEEDS for seed in seeds):
         raise ValueError(f"seeds must be one or more integers in 0..{SEEDS - 1}, got {list(seeds)}.")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
     if not 0 <= given_pixels <= size**2 or (given is None) != (given_pixels == 0):
         raise ValueError(f"given_pixels must be in 1..{size**2} with a given picture, 0 without; got {given_pixels}.")
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout disturbs what is drawn: call model.eval() first.")
     if labels is not None:
-        if any(not 0 <= label <= len(config.classes) for label in labels):
-            raise ValueError(f"labels must be in 0..{len(config.classes)}, the last for no class; got {list(labels)}.")
-        labels = torch.tensor(labels, device=device)
-    context = model.context(images, labels, _batch(sources, images, config.source_size, "sources", device))
-    uniforms = noise(model, seeds).to(device)
+        labels = torch.as_tensor(labels, device=device)
+    if sources is not None and config.source_size:
+        sources = _batch(sources, images, config.source_size, "sources", device)
+    if given is not None:
+        given = _batch(given, images, size, "given", device)
+    with torch.inference_mode():
+        context = model.context(images, labels, sources)
+    return _steps(model, context, noise(model, seeds).to(device), temperature, given, given_pixels)
 
+
+@torch.inference_mode()
+def _steps(
+    model: ImageTransformer, context: Context, uniforms: Tensor, temperature: float, given: Tensor | None, given_pixels: int
+) -> Iterator[Snapshot]:
+    """uniforms: (N, P, draws a position); given: (N, h, w, 3) or None."""
+    config, device, size = model.config, uniforms.device, model.config.image_size
+    images = len(uniforms)
     pixels = torch.zeros(images, size * size * 3, dtype=torch.uint8, device=device)  # raster order
     caches = model.caches(images)
     start = given_pixels * config.channels
     if given is not None:
-        given = _batch(given, images, size, "given", device)
         known = model.order[:start] if config.channels == 3 else _sub_pixels(model.order[:start])
         pixels[:, known] = given.flatten(1)[:, known]
         model.parallel(pixels.view(given.shape), context, caches)  # one forward fills the caches with the given part
@@ -111,10 +123,8 @@ def _sub_pixels(pixel: Tensor) -> Tensor:
     return (pixel[:, None] * 3 + torch.arange(3, device=pixel.device)).flatten()
 
 
-def _batch(pictures: Tensor | None, images: int, size: int, name: str, device: torch.device) -> Tensor | None:
+def _batch(pictures: Tensor, images: int, size: int, name: str, device: torch.device) -> Tensor:
     """One picture for all, or one each -> (N, size, size, 3)."""
-    if pictures is None:
-        return None
     if pictures.dtype != torch.uint8 or pictures.shape not in ((size, size, 3), (images, size, size, 3)):
         raise ValueError(
             f"{name} must be uint8 of shape {(size, size, 3)} or {(images, size, size, 3)}, "

@@ -121,7 +121,6 @@ def test_a_save_that_fails_leaves_the_old_model(saved, monkeypatch, victim):
     assert list(saved.parent.iterdir()) == [saved]
 
 
-@pytest.mark.xfail(strict=True, reason="the old folder is moved away first, and deleted with the temporary one")
 def test_a_save_that_fails_at_the_very_end_leaves_the_old_model(saved, monkeypatch):
     rename = Path.rename
 
@@ -185,21 +184,12 @@ def test_a_shard_that_is_something_else(sharded):
     assert_refused(sharded, shard, "damaged")
 
 
-def test_a_missing_shard(sharded):
-    shard = shards(sharded)[1]
-    lost, total = sorted(load_file(shard)), len(small("dmol", "class").state_dict())
-    shard.unlink()
-    assert_refused(sharded, sharded, f"lacks {len(lost)} of {total}", lost[0])
-
-
-@pytest.mark.xfail(strict=True, reason="the index is not read")
 def test_a_missing_shard_is_named(sharded):
     shard = shards(sharded)[1]
     shard.unlink()
     assert_refused(sharded, shard.name)
 
 
-@pytest.mark.xfail(strict=True, reason="the last file wins, silently")
 def test_a_weight_in_two_files(saved):
     weights = load_file(shards(saved)[0])
     save_file({"head.bias": weights["head.bias"] + 1}, saved / "model-00001-of-00002.safetensors")

@@ -60,3 +60,14 @@ def load(data: str, split: str, size: int, limit: int | None = None) -> Images:
     if not pixels:
         raise SystemExit(f"{path} holds no image.")
     return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels) if labels else None)
+
+
+def check_labels(images: Images, classes: tuple[str, ...], data: str) -> None:
+    """Raises SystemExit with a sentence if a model with classes cannot be trained or evaluated on these images."""
+    if not classes:
+        return
+    if images.labels is None:
+        raise SystemExit(f"The model has {len(classes)} classes, and {data} has no column `label`.")
+    low, high = images.labels.min().item(), images.labels.max().item()
+    if low < 0 or high >= len(classes):
+        raise SystemExit(f"{data} has labels from {low} to {high}; the model's {len(classes)} classes are 0..{len(classes) - 1}.")

@@ -67,6 +67,8 @@ def main() -> None:
     images = data.load(args.data, "test", model.config.image_size, args.limit)
     if model.config.classes and images.labels is None:
         print("The data has no labels: evaluated with no class.")
+    elif model.config.classes:
+        data.check_labels(images, model.config.classes, args.data)
 
     started = time.time()
     result = {"bits_per_dim": bits_per_dim(model, images, batch_size=args.batch_size)}

@@ -55,8 +55,9 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.max_steps is None and args.max_minutes is None:
         parser.error("Give a budget: --max-steps, --max-minutes or both.")
-    if (args.max_steps or 1) < 1 or (args.max_minutes or 1) <= 0 or args.batch_size < 1 or args.validation < 1:
-        parser.error("--max-steps, --max-minutes, --batch-size and --validation must be above 0.")
+    for name in ("max_steps", "max_minutes", "batch_size", "validation", "learning_rate", "warmup", "clip", "every", "validate_on"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0.")
     return args
 
 
@@ -111,8 +112,7 @@ class Run:
         if args.validation >= len(images):
             raise SystemExit(f"--validation {args.validation} leaves none of the {len(images)} images to train on.")
         self.images, self.held_out = images[: -args.validation], images[-args.validation :]
-        if self.config.classes and images.labels is None:
-            raise SystemExit(f"The preset {args.preset} needs labels, and {args.data} has no column `label`.")
+        data.check_labels(images, self.config.classes, args.data)
         self.checkpoints = args.output / "checkpoints"
         self.bar = None
 
