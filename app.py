@@ -10,6 +10,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 
+from imtx.checkpoint import HUB_IDS
 from imtx.demo.canvas import canvas
 from imtx.demo.requests import MAX_COUNT, NO_CLASS, SURPRISE, TEMPERATURES
 from imtx.demo.tasks import Loaded, Tasks
@@ -29,26 +30,32 @@ distribution over all 16.7 million colours, a discretized mixture of logistics. 
 distribution below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). The same seed always gives the
 same picture. The weights were trained by this repository; pictures are 32x32 because the training data are.
 """
+MODEL_HELP = f"""a model folder, a bundled name or a Hub id, in place of the bundled weights of its task
+(our own Hub ids, not yet published: {", ".join(HUB_IDS.values())})"""
 RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
 STOPPED = "(value) => { const v = typeof value === 'string' ? JSON.parse(value) : value; return {...v, msg: 'Stopped.'} }"
 CSS = ".crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }"
 
 
-def controls() -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox, gr.Button, gr.Button]:
+def screen_and_buttons(task: str, ready: dict | None) -> tuple[gr.HTML, gr.Button, gr.Button]:
+    """Buttons below the pictures: whoever presses one sees what it does, on a phone too."""
+    screen = canvas(task, ready)
     with gr.Row():
-        run = gr.Button("Run", variant="primary", min_width=100)
-        stop = gr.Button("Stop", min_width=100)
+        return screen, gr.Button("Run", variant="primary", min_width=100), gr.Button("Stop", min_width=100)
+
+
+def controls() -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox]:
     temperature = gr.Slider(*TEMPERATURES, value=0.9, step=0.05, label="Temperature", info="Low is calm, high is wild.")
     count = gr.Slider(1, MAX_COUNT, value=4, step=1, label="Samples")
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, min_width=140)
         randomise = gr.Checkbox(True, label="Randomise the seed", min_width=140)
-    return temperature, count, seed, randomise, run, stop
+    return temperature, count, seed, randomise
 
 
-def connect(task, name: str, given, widgets, screen: gr.HTML, files: gr.File) -> None:
+def connect(task, name: str, given, widgets, screen: gr.HTML, run: gr.Button, stop: gr.Button, files: gr.File) -> None:
     """Run and Stop of a tab. One visitor is served at a time, over all tabs: two would share the same cores."""
-    temperature, count, seed, randomise, run, stop = widgets
+    temperature, count, seed, randomise = widgets
     drawing = run.click(None, [randomise, seed], seed, js=RANDOM_SEED, api_visibility="private").then(
         task, [given, temperature, count, seed], [screen, files, seed],
         api_name=name, preprocess=False, show_progress="minimal", show_progress_on=seed,
@@ -77,25 +84,26 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
         gr.Markdown(ABOUT)
         with gr.Tab("Generate"), gr.Row():
             with gr.Column():
-                screen = canvas("generate", ready["generate"])
+                screen = screen_and_buttons("generate", ready["generate"])
             with gr.Column():
                 name = gr.Dropdown([SURPRISE, *classes, NO_CLASS], value=SURPRISE, label="Class")
                 widgets = controls()
                 files = png_files()
-        connect(tasks.generate, "generate", name, widgets, screen, files)
+        connect(tasks.generate, "generate", name, widgets, *screen, files)
 
         with gr.Tab("Complete"), gr.Row():
             with gr.Column():
-                screen = canvas("complete", ready["complete"])
+                screen = screen_and_buttons("complete", ready["complete"])
+                widgets = controls()
             with gr.Column():
                 image, _ = picture_input("Picture: its top half is kept", "objects")
-                widgets = controls()
                 files = png_files()
-        connect(tasks.complete, "complete", image, widgets, screen, files)
+        connect(tasks.complete, "complete", image, widgets, *screen, files)
 
         with gr.Tab("Super-resolve"), gr.Row():
             with gr.Column():
-                screen = canvas("super-resolve", ready["super-resolve"])
+                screen = screen_and_buttons("super-resolve", ready["super-resolve"])
+                widgets = controls()
             with gr.Column():
                 picture, example = picture_input("Portrait", "faces")
                 with gr.Accordion("Frame the face: eyes at half the height, chin just inside", open=False):
@@ -106,14 +114,13 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
                     example, type="filepath", format="png", label="What becomes 8x8", height=140,
                     interactive=False, buttons=[], elem_classes="crisp",
                 )
-                widgets = controls()
                 files = png_files()
         for change in (picture.change, zoom.change, x.change, y.change):
             change(
                 tasks.frame, [picture, zoom, x, y], image,
                 preprocess=False, show_progress="hidden", trigger_mode="always_last", api_visibility="private",
             )
-        connect(tasks.super_resolve, "super_resolve", image, widgets, screen, files)
+        connect(tasks.super_resolve, "super_resolve", image, widgets, *screen, files)
 
         with gr.Accordion("How it works", open=False):
             gr.Markdown(HOW)
@@ -122,7 +129,7 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="a model folder, a bundled name or a Hub id, in place of the bundled weights")
+    parser.add_argument("--model", help=MODEL_HELP)
     args = parser.parse_args()
     torch.set_num_threads(1)  # a step is many tiny operations: a second thread makes them slower
     generator, upscaler = Loaded("cifar10-dmol-1d"), Loaded("faces-sr-1d")
