@@ -33,7 +33,11 @@ same picture. The weights were trained by this repository; pictures are 32x32 be
 MODEL_HELP = f"""a model folder, a bundled name or a Hub id, in place of the bundled weights of its task
 (our own Hub ids, not yet published: {", ".join(HUB_IDS.values())})"""
 RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
-STOPPED = "(value) => { const v = typeof value === 'string' ? JSON.parse(value) : value; return {...v, msg: 'Stopped.'} }"
+STOPPED = """(value) => {
+    const v = typeof value === 'string' ? JSON.parse(value) : value;
+    if (v.hex.length === 6 * v.count * (v.size ** 2 - v.given)) return v;  // nothing to stop: it is complete
+    return {...v, msg: 'Stopped.', stopped: true};
+}"""
 CSS = ".crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }"
 
 
@@ -115,7 +119,7 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
                     interactive=False, buttons=[], elem_classes="crisp",
                 )
                 files = png_files()
-        for change in (picture.change, zoom.change, x.change, y.change):
+        for change in (demo.load, picture.change, zoom.change, x.change, y.change):
             change(
                 tasks.frame, [picture, zoom, x, y], image,
                 preprocess=False, show_progress="hidden", trigger_mode="always_last", api_visibility="private",

@@ -276,14 +276,14 @@ class ImageTransformer(
 
     def inputs(self, values: Tensor, context: Context, steps: slice) -> Tensor:
         """(N, sub-pixels) on [-1, 1] -> (N, P, F): colours nearby and, with a source, what it says of this pixel."""
-        nearby = table_values(values, self.neighbours[steps])
+        near = table_values(values, self.neighbours[steps])
         if context.source_inputs is None:
-            return nearby
+            return near
         cells = self.cells[steps]  # (P, 3, f f)
         known = table_values(values, cells).sum(dim=-1)  # (N, P, 3)
         left = (cells < 0).sum(dim=-1).clamp(min=1)
         rest = (context.cell_sums[:, steps] - known) / left  # the mean of what is still to come under the source pixel
-        return torch.cat([nearby, context.source_inputs[:, steps], rest], dim=-1)
+        return torch.cat([near, context.source_inputs[:, steps], rest], dim=-1)
 
     def embed(self, inputs: Tensor, context: Context, steps: slice) -> Tensor:
         """(N, P, F) -> (N, P, d): colours nearby, where the position lies, and the class, at every position."""

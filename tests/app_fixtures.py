@@ -7,7 +7,7 @@ from server import Listener, Server
 
 @pytest.fixture(scope="session")
 def outside():
-    """Stands for everything beyond this machine; `app` reaches the Hub and other hosts, if it tries, only through it."""
+    """Stands for everything beyond this machine: `app` reaches the Hub and other hosts through it alone."""
     with Listener() as listener:
         yield listener
 
@@ -19,4 +19,5 @@ def app(outside, tmp_path_factory):
     proxies |= {"no_proxy": "127.0.0.1,localhost"}
     proxies |= {name.upper(): value for name, value in proxies.items()}
     with Server(tmp_path_factory.mktemp("app"), HF_ENDPOINT=outside.url, **proxies) as server:
+        assert "not loaded" not in server.log, server.log
         yield server

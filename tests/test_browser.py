@@ -1,4 +1,4 @@
-"""The page in a browser: pictures grow while they are drawn, Stop stops, bad uploads are told, nothing leaves the machine.
+"""The page in a browser: pictures grow while drawn, Stop stops, bad uploads are told, nothing leaves the machine.
 
 Chromium through Playwright. What a canvas shows is read from its `data-n`, the number of pixels drawn.
 """
@@ -25,6 +25,7 @@ ARGUMENTS = [
 TABS = {"Generate": "generate", "Complete": "complete", "Super-resolve": "super-resolve"}
 PIXELS = 1024
 SLOW = 60_000  # ms; a run takes 2 to 10 s, more on a busy machine
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +119,15 @@ class Visitor:
 
     def preview(self) -> np.ndarray:
         """The pixels of "What becomes 8x8", as the browser decodes them."""
-        return np.array(self.page.evaluate("""async (image) => {
+        height, width, *data = self.page.evaluate("""async (image) => {
             await image.decode();
             const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
             const context = canvas.getContext('2d');
             context.drawImage(image, 0, 0);
             const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
-            const rows = [];
-            for (let y = 0; y < canvas.height; y++)
-                rows.push(Array.from({length: canvas.width}, (_, x) => [...data.slice(4 * (y * canvas.width + x)).slice(0, 3)]));
-            return rows;
-        }""", self.picture("What becomes 8x8").locator("img").element_handle()), np.uint8)
+            return [canvas.height, canvas.width, ...data];
+        }""", self.picture("What becomes 8x8").locator("img").element_handle())
+        return np.array(data, np.uint8).reshape(height, width, 4)[:, :, :3]
 
     def preview_source(self) -> str:
         return self.picture("What becomes 8x8").locator("img").get_attribute("src")
@@ -142,7 +141,7 @@ class Visitor:
         toast = self.page.locator(".toast-body")
         expect(toast).to_contain_text(words)
         assert "/" not in toast.inner_text() and "Traceback" not in toast.inner_text()
-        toast.get_by_role("button").first.click()
+        toast.locator(".toast-close").click()
         expect(toast).to_have_count(0)
 
     def fits(self) -> bool:

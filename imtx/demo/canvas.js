@@ -10,6 +10,7 @@ let samples = [];  // [{canvas, context, image}]
 let drawn = 0;     // steps that the samples' images hold now
 let part = -1;     // 0: first half of the run, 1: second half, 2: finished
 let timer = 0;     // of a running replay
+let stopped = '';  // the run that the visitor stopped: frames of it that are still on their way are not shown
 
 // Writes the "rrggbb" at hex[at] into one pixel of an ImageData.
 function put(image, pixel, hex, at, alpha = 255) {
@@ -85,7 +86,8 @@ function stop() {
 function draw() {
   let next = props.value || {};
   if (typeof next === 'string') try { next = JSON.parse(next); } catch { return; }
-  if (!next.run) return;
+  if (!next.run || next.run === stopped) return;
+  if (next.stopped) stopped = next.run;
   const fresh = next.run !== v.run || next.hex.length < v.hex.length, before = drawn;
   v = { ...next, order: fresh ? [...next.order] : v.order };
   stop();

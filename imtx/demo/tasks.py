@@ -27,12 +27,18 @@ class Loaded:
     """A model for a task, or the reason why there is none: the rest of the demo goes on without it."""
 
     def __init__(self, name: str | Path):
-        self.name, self.error = str(name), ""
+        self.name, self._model = str(name), None
+        self.error = self.public_error = ""  # for the log; for visitors, who need not know where files lie
         try:
-            self.folder = find(name)
-            self._model = ImageTransformer.from_pretrained(self.folder)
+            folder = find(name)
         except CheckpointError as error:
-            self._model, self.error = None, str(error)
+            self.error = self.public_error = str(error)
+            return
+        try:
+            self._model = ImageTransformer.from_pretrained(folder)
+        except CheckpointError as error:
+            self.error = str(error)
+            self.public_error = self.error.replace(f"{folder}/", "").replace(str(folder), folder.name)
 
     @property
     def loaded(self) -> bool:
@@ -41,7 +47,7 @@ class Loaded:
     @property
     def model(self) -> ImageTransformer:
         if self._model is None:
-            raise requests.refusal("The weights of this task are not loaded; the log of the app says why.")
+            raise requests.refusal(f"The weights of this task are not loaded. {self.public_error}")
         return self._model
 
     def __str__(self) -> str:
@@ -114,7 +120,7 @@ class Tasks:
 
     def frame(self, picture, zoom, x, y) -> Iterator[str | None]:
         """The part of a picture that is super-resolved, as a PNG file; one of the source's size stays as it is."""
-        if picture is None:
+        if picture is None or not self.upscaler.loaded:  # in that case, Run says why
             yield None
             return
         config, upright = self.upscaler.model.config, requests.picture(picture, self.examples)
