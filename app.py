@@ -13,7 +13,7 @@ import torch
 from imtx.checkpoint import HUB_IDS
 from imtx.demo.canvas import canvas
 from imtx.demo.requests import MAX_COUNT, NO_CLASS, SURPRISE, TEMPERATURES
-from imtx.demo.tasks import Loaded, Tasks
+from imtx.demo.tasks import GENERATOR, UPSCALER, Loaded, Tasks
 from imtx.images import MAX_ZOOM
 
 ASSETS = Path(__file__).parent / "assets"
@@ -62,7 +62,7 @@ def connect(task, name: str, given, widgets, screen: gr.HTML, run: gr.Button, st
     temperature, count, seed, randomise = widgets
     drawing = run.click(None, [randomise, seed], seed, js=RANDOM_SEED, api_visibility="private").then(
         task, [given, temperature, count, seed], [screen, files, seed],
-        api_name=name, preprocess=False, show_progress="minimal", show_progress_on=seed,
+        api_name=name, preprocess=False, show_progress="minimal", show_progress_on=temperature,
         concurrency_id="model", concurrency_limit=1,
     )
     stop.click(None, screen, screen, js=STOPPED, cancels=[drawing], api_visibility="private")
@@ -100,7 +100,7 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
                 screen = screen_and_buttons("complete", ready["complete"])
                 widgets = controls()
             with gr.Column():
-                image, _ = picture_input("Picture: its top half is kept", "objects")
+                image, _ = picture_input("Picture", "objects")
                 files = png_files()
         connect(tasks.complete, "complete", image, widgets, *screen, files)
 
@@ -136,8 +136,8 @@ def main() -> None:
     parser.add_argument("--model", help=MODEL_HELP)
     args = parser.parse_args()
     torch.set_num_threads(1)  # a step is many tiny operations: a second thread makes them slower
-    generator, upscaler = Loaded("cifar10-dmol-1d"), Loaded("faces-sr-1d")
-    if args.model:
+    generator, upscaler = Loaded(GENERATOR), Loaded(UPSCALER)
+    if args.model is not None:
         chosen = Loaded(args.model)
         if not chosen.loaded:
             raise SystemExit(chosen.error)

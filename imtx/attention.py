@@ -12,7 +12,7 @@ from .layout import Layout
 
 
 def rotary_table(rows: Tensor, columns: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (P, D / 2) each: a quarter of a head's features turn with the row, a quarter with the column.
+    """Cosines and sines, (P, D / 2) each: half of a head's features turn with the row, half with the column.
 
     Rows and columns are float and in pixels of the image, so that a source pixel can stand between image pixels.
     Rotary positions (Su et al., 2021) make attention depend on the offset between two pixels.

@@ -64,7 +64,10 @@ def load(model_class, folder: Path):
     try:
         model = model_class(Config.load(folder / "config.json"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no config.json: it is no model folder.") from error
+        hint = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
+        raise CheckpointError(f"{folder} holds no config.json: it is no model folder.{hint}") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} describes no model: {error}") from error
     weights, home = {}, {}
@@ -72,7 +75,11 @@ def load(model_class, folder: Path):
     if not shards:
         raise CheckpointError(f"{folder} holds no .safetensors file. Weights of other formats are not read.")
     for index in folder.glob("*.safetensors.index.json"):
-        for missing in sorted(set(json.loads(index.read_text())["weight_map"].values()) - {s.name for s in shards}):
+        try:
+            named = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise CheckpointError(f"{index} is damaged: {error!r}. Download it again.") from error
+        for missing in sorted(named - {shard.name for shard in shards}):
             raise CheckpointError(f"{folder / missing} is missing, which {index.name} names.")
     for shard in shards:
         try:
@@ -117,13 +124,13 @@ def find(name: str | Path, revision: str | None = None) -> Path:
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    wanted = {"allow_patterns": ["config.json", "*.safetensors", "*.json"], "revision": revision}
+    wanted = {"allow_patterns": ["*.json", "*.safetensors"], "revision": revision}
     try:
         return Path(snapshot_download(hub_id, local_files_only=True, **wanted))
     except LocalEntryNotFoundError:
         pass  # not in the cache: ask the Hub
     except HFValidationError as error:
-        raise CheckpointError(f"{hub_id} is neither a folder here nor a Hub id: {error}.") from error
+        raise CheckpointError(f"{hub_id} is neither a folder here nor a Hub id.") from error
     if not constants.HF_HUB_OFFLINE and not _reachable(constants.ENDPOINT):
         raise CheckpointError(f"{hub_id} is no folder here, and {constants.ENDPOINT} cannot be reached to download it.")
     try:

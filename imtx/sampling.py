@@ -36,7 +36,7 @@ def noise(model: ImageTransformer, seeds: Sequence[int]) -> Tensor:
     """
     shape = (model.config.positions, model.output.DRAWS)
     return torch.stack(
-        [torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+        [torch.rand(shape, generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64) for seed in seeds]
     )
 
 
@@ -67,7 +67,10 @@ def sample(
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
     if not 0 <= given_pixels <= size**2 or (given is None) != (given_pixels == 0):
-        raise ValueError(f"given_pixels must be in 1..{size**2} with a given picture, 0 without; got {given_pixels}.")
+        raise ValueError(
+            f"given_pixels must be in 1..{size**2} with a given picture, 0 without; got {given_pixels} "
+            f"{'without' if given is None else 'with'} one."
+        )
     if model.training:
         raise ValueError("The model is in training mode, where dropout disturbs what is drawn: call model.eval() first.")
     if labels is not None:
@@ -124,7 +127,8 @@ def _sub_pixels(pixel: Tensor) -> Tensor:
 
 
 def _batch(pictures: Tensor, images: int, size: int, name: str, device: torch.device) -> Tensor:
-    """One picture for all, or one each -> (N, size, size, 3)."""
+    """One picture for all, or one each, tensor or array -> (N, size, size, 3)."""
+    pictures = torch.as_tensor(pictures)
     if pictures.dtype != torch.uint8 or pictures.shape not in ((size, size, 3), (images, size, size, 3)):
         raise ValueError(
             f"{name} must be uint8 of shape {(size, size, 3)} or {(images, size, size, 3)}, "

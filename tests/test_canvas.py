@@ -103,8 +103,8 @@ def test_wrong_arguments_are_refused():
 
 
 def test_component():
-    html = canvas("complete", visible=False)
-    assert html.elem_id == "canvas-complete" and html.visible is False
+    html = canvas("complete")
+    assert html.elem_id == "canvas-complete"
     assert html.value["count"] == 1 and html.value["hex"] == ""
     # The template and the style are filled in as templates: nothing in them may be taken for a placeholder.
     assert not any(mark in html.html_template + html.css_template for mark in ("${", "{{", "`", "\\"))

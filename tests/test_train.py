@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,46 @@ def test_a_run_is_prolonged_from_before_its_decay(data, trained, tmp_path):
     shutil.copytree(trained / "checkpoints/before-decay", longer / "checkpoints/before-decay")
     assert train(data, longer, "--max-steps", 10, "--resume", "before-decay")["steps"] == 10
     assert (longer / "checkpoints/before-decay").is_dir()  # and it can be prolonged once more
+
+
+def test_a_prolonged_run_leaves_no_checkpoint_of_its_old_future(data, trained, tmp_path):
+    longer = tmp_path / "run"
+    shutil.copytree(trained / "checkpoints", longer / "checkpoints")  # before-decay is of step 7, the last one of step 8
+    train(data, longer, "--max-steps", 9, "--resume", "before-decay", "--every", 100)
+    assert {p.name for p in longer.glob("checkpoints/step-*")} == {"step-00000004", "step-00000009"}
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_the_run_goes_on(data, tmp_path):
+    options = ["--preset", "tiny", "--data", data, "--output", tmp_path, "--validation", 4, "--batch-size", 4]
+    command = [sys.executable, "train/train.py", *map(str, options), "--max-steps"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen([*command, "100000"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    while "1/100000" not in running.stderr.read(1) + running.stderr.readline():  # the bar's first step
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, rest = running.communicate(timeout=100)
+    assert running.returncode != 0 and "Interrupted at step" in rest and "Traceback" not in rest
+    (checkpoint,) = tmp_path.glob("checkpoints/step-*")
+    steps = int(checkpoint.name.removeprefix("step-"))
+    done = run("train.py", *options, "--max-steps", steps + 2, "--resume", "latest")
+    assert last_line(done)["steps"] == steps + 2
+
+
+def test_a_folder_with_a_run_in_it_is_not_overwritten(data, trained):
+    before = sorted(trained.rglob("*"))
+    done = run("train.py", "--preset", "tiny", "--data", data, "--output", trained, "--max-steps", 2, "--validation", 4)
+    assert done.returncode != 0 and "holds a run already" in done.stderr and "Traceback" not in done.stderr
+    other = run("train.py", "--preset", "tiny-sr", "--data", data, "--output", trained, "--max-steps", 9,
+                "--validation", 4, "--batch-size", 4, "--resume", "latest")
+    assert other.returncode != 0 and "--preset tiny, not tiny-sr" in other.stderr
+    assert sorted(trained.rglob("*")) == before
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(data, tmp_path):
+    done = run("train.py", "--preset", "tiny", "--data", data, "--output", tmp_path, "--max-steps", 9,
+               "--validation", 4, "--batch-size", 4, "--learning-rate", 1e30)
+    assert done.returncode != 0 and "The loss is nan" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "model").exists() and not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_training_learns(data, tmp_path):

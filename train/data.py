@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -46,7 +47,10 @@ def load(data: str, split: str, size: int, limit: int | None = None) -> Images:
         room = len(table) if limit is None else limit - len(pixels)
         rows = table.slice(0, room)
         for number, cell in enumerate(rows["image"].to_pylist()):
-            picture = np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+            try:
+                picture = np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+            except (OSError, TypeError, KeyError) as error:  # UnidentifiedImageError is an OSError; no bytes, no `bytes`
+                raise SystemExit(f"{file}, row {number}: the cell holds no picture that can be decoded: {error}") from error
             if picture.shape != (size, size, 3):
                 raise SystemExit(
                     f"{file}, row {number}: the picture is {picture.shape[1]}x{picture.shape[0]}, "
@@ -54,6 +58,8 @@ def load(data: str, split: str, size: int, limit: int | None = None) -> Images:
                 )
             pixels.append(picture)
         if "label" in rows.column_names:
+            if not pa.types.is_integer(rows["label"].type) or rows["label"].null_count:
+                raise SystemExit(f"{file}: the column `label` must hold whole numbers, and none missing.")
             labels += rows["label"].to_pylist()
         if limit is not None and len(pixels) >= limit:
             break

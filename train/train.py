@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -51,13 +52,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1000, help="steps between checkpoint, validation and sample sheet")
     parser.add_argument("--validate-on", type=int, default=200, help="held-out images at each of these (all at the end)")
-    parser.add_argument("--resume", help='"latest", or a folder in OUTPUT/checkpoints')
+    parser.add_argument("--resume", metavar="NAME", help='"latest", or the name of a folder in OUTPUT/checkpoints')
     args = parser.parse_args()
     if args.max_steps is None and args.max_minutes is None:
         parser.error("Give a budget: --max-steps, --max-minutes or both.")
     for name in ("max_steps", "max_minutes", "batch_size", "validation", "learning_rate", "warmup", "clip", "every", "validate_on"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be above 0.")
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}.")
+    if not 0 <= args.ema < 1 or not 0 <= args.weight_decay < math.inf:
+        parser.error(f"--ema must be in [0, 1) and --weight-decay at least 0, got {args.ema} and {args.weight_decay}.")
     return args
 
 
@@ -76,7 +80,7 @@ class Progress:
     """How far a run is; saved with each checkpoint."""
 
     def __init__(self):
-        self.step, self.seconds, self.decaying = 0, 0.0, False
+        self.step, self.seconds, self.decaying = 0, 0.0, False  # steps taken, seconds of training, rate on its way down
 
     def state_dict(self) -> dict:
         return dict(vars(self))
@@ -96,6 +100,8 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
+        self.checkpoints = args.output / "checkpoints"
+        self.claim_output()
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
         set_seed(args.seed)
         self.config = PRESETS[args.preset]
@@ -113,8 +119,30 @@ class Run:
             raise SystemExit(f"--validation {args.validation} leaves none of the {len(images)} images to train on.")
         self.images, self.held_out = images[: -args.validation], images[-args.validation :]
         data.check_labels(images, self.config.classes, args.data)
-        self.checkpoints = args.output / "checkpoints"
-        self.bar = None
+        self.bar, self.recent, self.interrupted = None, [], False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.interrupt)
+
+    def claim_output(self) -> None:
+        """Refuses a folder with another run in it, and to resume a run with settings that change what it computes."""
+        args, note = self.args, self.args.output / "run.json"
+        settings = {name: getattr(args, name) for name in ("preset", "seed", "batch_size", "validation", "flip")}
+        try:
+            (args.output / "samples").mkdir(parents=True, exist_ok=True)
+            if args.resume is None:
+                if any(self.checkpoints.glob("*")):
+                    raise SystemExit(f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder.")
+                note.write_text(json.dumps(settings) + "\n")
+        except OSError as error:
+            raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
+        before = json.loads(note.read_text()) if note.exists() else settings
+        for name, value in settings.items():
+            if before[name] != value:
+                raise SystemExit(f"--resume: this run has --{name.replace('_', '-')} {before[name]}, not {value}.")
+
+    def interrupt(self, *_) -> None:
+        """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint."""
+        self.interrupted = True
 
     # ---- one step ------------------------------------------------------------------------------------------
 
@@ -160,27 +188,37 @@ class Run:
 
     def save_checkpoint(self, name: str | None = None) -> None:
         """Everything that a resumed run needs; complete under its name, or not there."""
+        self.report()
         final = self.checkpoints / (name or f"step-{self.progress.step:08d}")
         temporary = self.checkpoints / f".{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         self.accelerator.save_state(str(temporary))
         if self.accelerator.is_main_process:
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(temporary, final)
+            if final.exists():  # of a run that was prolonged: it stays until the new one has its name
+                aside = self.checkpoints / f".{final.name}.old"
+                os.replace(final, aside)
+                os.replace(temporary, final)
+                shutil.rmtree(aside)
+            else:
+                os.replace(temporary, final)
             for old in sorted(self.checkpoints.glob("step-*"))[:-CHECKPOINTS_KEPT]:
                 shutil.rmtree(old)
 
     def resume(self) -> None:
-        folder = self.checkpoints / self.args.resume if self.args.resume != "latest" else None
-        if folder is None:
-            found = sorted(self.checkpoints.glob("step-*"))
-            if not found:
-                raise SystemExit(f"--resume latest: {self.checkpoints} holds no checkpoint yet.")
+        found = sorted(self.checkpoints.glob("step-*"))
+        if self.args.resume != "latest":
+            folder = self.checkpoints / self.args.resume
+        elif found:
             folder = found[-1]
-        if not folder.is_dir():
+        else:
+            raise SystemExit(f"--resume latest: {self.checkpoints} holds no checkpoint yet.")
+        if not self.args.resume or not folder.is_dir():
             raise SystemExit(f"--resume: there is no checkpoint {folder}.")
         self.accelerator.load_state(str(folder))
+        if self.accelerator.is_main_process:
+            for later in found:  # of the future that is now taken another way; "latest" must not find it
+                if int(later.name.removeprefix("step-")) > self.progress.step:
+                    shutil.rmtree(later)
 
     def save_model(self) -> None:
         if self.accelerator.is_main_process:
@@ -207,31 +245,39 @@ class Run:
 
     def train(self) -> None:
         args, progress = self.args, self.progress
-        (args.output / "samples").mkdir(parents=True, exist_ok=True)
-        if args.resume:
+        if args.resume is not None:
             self.resume()
         self.bar = tqdm(total=args.max_steps, initial=progress.step, unit="step", disable=not self.accelerator.is_main_process)
-        recent, since = [], time.time()
+        since = time.time()
         while progress.share(args) < 1:
             if not progress.decaying and progress.share(args) >= 1 - DECAY_SHARE:
                 self.save_checkpoint("before-decay")  # a run can be prolonged from here, at the constant rate
                 progress.decaying = True
-            recent.append(self.train_step())
+            self.recent.append(self.train_step())
             now = time.time()
             progress.seconds, since = progress.seconds + now - since, now
             self.bar.update()
-            if len(recent) == 50:
-                loss = torch.stack(recent).mean().item()
-                if not math.isfinite(loss):
-                    raise SystemExit(f"The loss is {loss} by step {progress.step}. Resume with a lower --learning-rate.")
-                rate = progress.step * args.batch_size / max(progress.seconds, 1e-9)
-                self.bar.set_postfix_str(f"{loss:.3f} bits/dim, {rate:.1f} images/s")
-                self.log(bits_per_dim=loss)
-                recent = []
+            if len(self.recent) == 50:
+                self.report()
+            if self.interrupted:
+                self.save_checkpoint()
+                raise SystemExit(f"Interrupted at step {progress.step}. --resume latest goes on from there.")
             if progress.step % args.every == 0 and progress.share(args) < 1:
                 self.milestone()
                 since = time.time()  # validation and sample sheets are not charged to --max-minutes
         self.bar.close()
+
+    def report(self) -> None:
+        """Logs the loss since the last report. Called before anything is saved: no NaN gets into a checkpoint."""
+        if not self.recent:
+            return
+        loss = torch.stack(self.recent).mean().item()
+        if not math.isfinite(loss):
+            raise SystemExit(f"The loss is {loss} by step {self.progress.step}. Resume with a lower --learning-rate.")
+        rate = self.progress.step * self.args.batch_size / max(self.progress.seconds, 1e-9)
+        self.bar.set_postfix_str(f"{loss:.3f} bits/dim, {rate:.1f} images/s")
+        self.log(bits_per_dim=loss)
+        self.recent = []
 
     def milestone(self) -> None:
         self.save_checkpoint()

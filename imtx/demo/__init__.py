@@ -1,1 +1,1 @@
-"""The Gradio demo: `canvas.py` is the picture that draws itself pixel by pixel in the browser."""
+"""What the page needs: checked requests, the three tasks, the streaming canvas and the gallery it opens with."""

@@ -21,11 +21,11 @@ import gradio as gr
 import numpy as np
 
 
-def canvas(task: str, value: dict | None = None, **kwargs) -> gr.HTML:
+def canvas(task: str, value: dict | None = None) -> gr.HTML:
     """The component, with the id `canvas-<task>`; `value` comes from `Stream.value`.
 
-    Listeners that stream into it should say `show_progress="hidden"`. The browser puts every text of the value
-    in as plain text, never as HTML.
+    It hides gradio's progress, which would cover the picture: a listener that streams into it shows it on another
+    component (`show_progress_on`). The browser puts every text of the value in as plain text, never as HTML.
     """
 
     def read(name: str) -> str:
@@ -38,7 +38,6 @@ def canvas(task: str, value: dict | None = None, **kwargs) -> gr.HTML:
         js_on_load=read("canvas.js"),
         apply_default_css=False,
         elem_id=f"canvas-{task}",
-        **kwargs,
     )
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..images import save_png
 
+
 def write(folder: Path, name: str, pictures: np.ndarray, text: str) -> None:
     """(N, h, w, 3) uint8 -> name.png, the pictures side by side with nothing between, and name.json."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -58,9 +58,9 @@ def seeds(first: int, number: int) -> list[int]:
 
 def label(name, classes: tuple[str, ...], chance: int) -> int:
     """The index of a class; `len(classes)` is "no class". `chance`, the seed, decides which class surprises."""
-    if name == NO_CLASS:
+    if name == NO_CLASS or name == SURPRISE and not classes:
         return len(classes)
-    if name == SURPRISE and classes:
+    if name == SURPRISE:
         return random.Random(chance).randrange(len(classes))
     if name not in classes:
         raise refusal(f"There is no such class. Choose one of: {', '.join((*classes, NO_CLASS, SURPRISE))}.")

@@ -19,6 +19,8 @@ from .gallery import read as read_gallery
 FRAMES_A_SECOND = 12  # what a slow link still shows
 LEAST_FRAMES = 16  # a picture, however fast it is drawn
 
+GENERATOR, UPSCALER = "cifar10-dmol-1d", "faces-sr-1d"  # the bundled models, which drew the gallery
+
 # What an endpoint yields: the canvas's value, the PNG files (at the end), the seed used.
 Frames = Iterator[tuple[dict, list[str] | None, int]]
 
@@ -103,15 +105,15 @@ class Tasks:
         yield from _show(pictures, stream, f"seed {seed}", seed)
 
     def ready(self, gallery: Path) -> dict[str, dict | None]:
-        """For each task a finished run from `gallery`, as the canvas's value; None if its model is not there."""
+        """For each task a finished run from `gallery`, as the canvas's value; None if another model runs than drew it."""
         values = dict.fromkeys(("generate", "complete", "super-resolve"))
-        if self.generator.loaded:
+        if self.generator.loaded and self.generator.name == GENERATOR:
             pictures, text = read_gallery(gallery, "generate")
             values["generate"] = _finished(generate_stream(self.generator.model, len(pictures)), pictures, text)
             (truth, *pictures), text = read_gallery(gallery, "complete")
             stream = complete_stream(self.generator.model, truth, len(pictures))
             values["complete"] = _finished(stream, np.stack(pictures), text)
-        if self.upscaler.loaded:
+        if self.upscaler.loaded and self.upscaler.name == UPSCALER:
             (truth, *pictures), text = read_gallery(gallery, "super-resolve")
             factor = len(truth) // self.upscaler.model.config.source_size
             stream = upscale_stream(self.upscaler.model, area_means(truth, factor), truth, len(pictures))
@@ -151,7 +153,8 @@ def complete_stream(model: ImageTransformer, truth: np.ndarray, count: int) -> S
 def upscale_stream(model: ImageTransformer, source: np.ndarray, truth: np.ndarray | None, count: int) -> Stream:
     size = model.config.image_size
     factor = size // model.config.source_size
-    reference = [("8x8 input", source), ("Bicubic", enlarge(source, factor, BICUBIC))]
+    side = model.config.source_size
+    reference = [(f"{side}x{side} input", source), ("Bicubic", enlarge(source, factor, BICUBIC))]
     if truth is not None:
         reference.append(("Truth", truth))
     return Stream(count, size, base=enlarge(source, factor, NEAREST), reference=reference, order=_order(model))
