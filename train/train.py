@@ -142,9 +142,10 @@ class Run:
             if before[name] != value:
                 raise SystemExit(f"--resume: this run has --{name.replace('_', '-')} {before[name]}, not {value}.")
 
-    def interrupt(self, *_) -> None:
-        """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint."""
+    def interrupt(self, number: int, _) -> None:
+        """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint; a second one ends at once."""
         self.interrupted = True
+        signal.signal(number, signal.SIG_DFL)
 
     # ---- one step ------------------------------------------------------------------------------------------
 
@@ -268,6 +269,8 @@ class Run:
                 self.milestone()
                 since = time.time()  # validation and sample sheets are not charged to --max-minutes
         self.bar.close()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # nothing after the loop waits for the flag
 
     def report(self) -> None:
         """Logs the loss since the last report. Called before anything is saved: no NaN gets into a checkpoint."""
@@ -291,6 +294,7 @@ class Run:
         self.save_checkpoint()
         self.save_model()
         self.save_sheet()
+        # Last, as it takes longest.
         validation = bits_per_dim(self.average.model, self.held_out)
         self.log(validation_bits_per_dim=validation, images=len(self.held_out))
         return {
