@@ -22,9 +22,11 @@ class Config:
     image_size: int = 32  # height and width, in pixels
     source_size: int = 0  # super-resolution: height and width of the source; 0 = no source, no encoder
     classes: tuple[str, ...] = ()  # names, in label order; () = unconditional only
-    layout: str = "1d"  # which generation order and memory blocks (imtx/layout.py)
-    query_block: int = 256  # l_q, positions
-    memory_block: int = 256  # l_m, positions generated before the query block
+    layout: str = "1d"  # generation order and memory blocks: "1d" or "2d" (imtx/layout.py)
+    # "1d": l_q positions; "2d": h_q rows and w_q columns of pixels
+    query_block: int | tuple[int, int] = 256
+    # "1d": l_m positions generated before the query block; "2d": the flange, h_m rows above and w_m columns on both sides
+    memory_block: int | tuple[int, int] = 256
     width: int = 128  # d, the model's width
     layers: int = 6  # decoder blocks
     encoder_layers: int = 0  # encoder blocks, over the source; super-resolution only
@@ -39,13 +41,12 @@ class Config:
         object.__setattr__(self, "classes", tuple(self.classes))  # json gives a list
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("source_size", "encoder_layers", "memory_block") else 1
+            least = 0 if field.name in ("source_size", "encoder_layers") else 1
             if field.type is int and (type(value) is not int or value < least):
                 raise ValueError(f"{field.name} must be a whole number of at least {least}, got {value}.")
         if self.output not in ("dmol", "categorical"):
             raise ValueError(f'output must be "dmol" or "categorical", got {self.output!r}.')
-        if self.layout != "1d":
-            raise ValueError(f'layout must be "1d", got {self.layout!r}.')
+        self._check_blocks()
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
         if self.width % (4 * self.heads):
@@ -53,10 +54,6 @@ class Config:
                 f"width {self.width} must be a multiple of 4 x heads = {4 * self.heads}: rotary positions pair up "
                 "the features of a head, for rows and for columns."
             )
-        if self.positions % self.query_block:
-            raise ValueError(f"query_block {self.query_block} must divide the {self.positions} positions of an image.")
-        if self.memory_block > self.positions:
-            raise ValueError(f"memory_block {self.memory_block} exceeds the {self.positions} positions of an image.")
         if self.source_size and self.image_size % self.source_size:
             raise ValueError(f"source_size {self.source_size} must divide image_size {self.image_size}.")
         if (self.encoder_layers > 0) != (self.source_size > 0):
@@ -66,6 +63,31 @@ class Config:
             )
         if self.source_size and self.classes:
             raise ValueError(f"A super-resolution model takes no classes, got {len(self.classes)} of them.")
+
+    def _check_blocks(self) -> None:
+        if self.layout not in ("1d", "2d"):
+            raise ValueError(f'layout must be "1d" or "2d", got {self.layout!r}.')
+        for name, least in (("query_block", 1), ("memory_block", 0)):
+            value = getattr(self, name)
+            if self.layout == "1d":
+                if type(value) is not int or value < least:
+                    raise ValueError(f"{name} of a 1d layout must be a whole number of at least {least}, got {value}.")
+                continue
+            pair = tuple(value) if isinstance(value, (tuple, list)) else ()  # json gives a list
+            if len(pair) != 2 or any(type(n) is not int or n < least for n in pair):
+                raise ValueError(f"{name} of a 2d layout must be (rows, columns) of at least {least}, got {value}.")
+            object.__setattr__(self, name, pair)
+        if self.layout == "1d":
+            if self.positions % self.query_block:
+                raise ValueError(f"query_block {self.query_block} must divide the {self.positions} positions of an image.")
+            if self.memory_block > self.positions:
+                raise ValueError(f"memory_block {self.memory_block} exceeds the {self.positions} positions of an image.")
+            return
+        for side, block, flange in zip(("rows", "columns"), self.query_block, self.memory_block):
+            if self.image_size % block:
+                raise ValueError(f"query_block: {block} must divide the {self.image_size} {side} of an image.")
+            if flange > self.image_size:
+                raise ValueError(f"memory_block: {flange} exceeds the {self.image_size} {side} of an image.")
 
     @property
     def channels(self) -> int:
@@ -114,6 +136,9 @@ PRESETS = {
     # What a CPU can train in hours: the weights bundled today.
     "cifar10-dmol-1d-small": Config(classes=CIFAR10_CLASSES, query_block=64, memory_block=128),
     "faces-sr-1d-small": Config(source_size=8, encoder_layers=2, layers=5, query_block=64, memory_block=128),
+    "faces-sr-2d-small": Config(
+        layout="2d", source_size=8, encoder_layers=2, layers=5, query_block=(8, 8), memory_block=(4, 8)
+    ),
     # For one GPU.
     "cifar10-dmol-1d": Config(classes=CIFAR10_CLASSES, width=256, layers=14, heads=8, ffn=768, dropout=0.1),
     "faces-sr-1d": Config(source_size=8, encoder_layers=4, width=256, layers=8, heads=8, ffn=768, dropout=0.1),

@@ -63,8 +63,31 @@ def local_1d(positions: int, query_block: int, memory_block: int) -> Layout:
     return Layout(torch.arange(positions), query_block, memory.clamp(min=-1))
 
 
-LAYOUTS = {"1d": lambda config: local_1d(config.positions, config.query_block, config.memory_block)}
+def local_2d(size: int, channels: int, query_block: tuple[int, int], flange: tuple[int, int]) -> Layout:
+    """2D local attention: the image in rectangles of h_q x w_q pixels, one after another in raster order of the
+    rectangles, raster order inside each. A memory block is what is generated already of the frame around a rectangle:
+    `flange` rows above it and columns on both sides, in whole pixels, with all their colours.
+    """
+    (h_q, w_q), (h_m, w_m) = query_block, flange
+    pixels = torch.arange(size * size).view(size // h_q, h_q, size // w_q, w_q)
+    pixels = pixels.transpose(1, 2).reshape(-1, h_q * w_q)  # (block rows, block columns, h_q, w_q) -> (B, h_q w_q)
+    row, column = pixels // size, pixels % size
+    top, left = row[:, :1, None], column[:, :1, None]  # (B, 1, 1): corner of each rectangle
+    # (B, B, h_q w_q), query block by pixel in generation order: within reach, and of an earlier block
+    near = (row >= top - h_m) & (column >= left - w_m) & (column < left + w_q + w_m)
+    near = (near & torch.ones(len(pixels), len(pixels), dtype=torch.bool).tril(-1)[:, :, None]).flatten(1)  # (B, pixels)
+    longest = int(near.sum(dim=1).max())
+    steps = torch.where(near, torch.arange(size * size), size * size).sort(dim=1).values[:, :longest]  # -> (B, M / channels)
+    steps = torch.where(steps < size * size, steps, -1)
+
+    def colours(pixel: Tensor) -> Tensor:  # (..., n) pixels or their steps -> (..., n channels), -1 stays
+        each = pixel.unsqueeze(-1) * channels + torch.arange(channels)
+        return torch.where(pixel.unsqueeze(-1) >= 0, each, -1).flatten(-2)
+
+    return Layout(colours(pixels.flatten()), h_q * w_q * channels, colours(steps))
 
 
 def build_layout(config: Config) -> Layout:
-    return LAYOUTS[config.layout](config)
+    if config.layout == "2d":
+        return local_2d(config.image_size, config.channels, config.query_block, config.memory_block)
+    return local_1d(config.positions, config.query_block, config.memory_block)
