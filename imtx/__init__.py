@@ -1,11 +1,12 @@
 """The Image Transformer: local attention over pixels, exact likelihoods, pictures that appear pixel by pixel."""
 
 from .checkpoint import CheckpointError
-from .config import CIFAR10_CLASSES, PRESETS, Config
+from .config import Config
 from .model import ImageTransformer
-from .sampling import Snapshot, draw, pixel_order, sample
+from .presets import CIFAR10_CLASSES, PRESETS
+from .sampling import Snapshot, draw, pixel_order, sample, whole_rows
 
 __all__ = [
     "CIFAR10_CLASSES", "PRESETS", "CheckpointError", "Config", "ImageTransformer", "Snapshot",
-    "draw", "pixel_order", "sample",
+    "draw", "pixel_order", "sample", "whole_rows",
 ]

@@ -1,7 +1,7 @@
 """Attention of the Image Transformer: local self-attention (paper section 3.3) and attention to a source.
 
-Shapes: N images, P positions, d width, H heads, D = d / H features a head; B query blocks of Q positions, each with a
-memory block of M. Everything runs along the generation order (imtx/layout.py), never along raster order.
+Shapes: N images, P positions, d width, H heads of D features; B query blocks of Q positions, each with a memory block
+of M. Everything runs along the generation order (imtx/layout.py), never along raster order.
 """
 
 import torch
@@ -23,8 +23,10 @@ def rotary_table(rows: Tensor, columns: Tensor, head_width: int) -> tuple[Tensor
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """x: (N, P, H, D); table: cosines and sines (P, D / 2)."""
+def rotate(x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
+    """x: (N, P, H, D); table: cosines and sines (P, D / 2), or None for a model without rotary positions."""
+    if table is None:
+        return x
     cos, sin = (t.unsqueeze(-2).to(x.dtype) for t in table)  # (P, 1, D / 2)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
@@ -82,25 +84,28 @@ class Cache:
 
 
 class LocalSelfAttention(nn.Module):
-    """Multi-head self-attention in which a query block sees itself, causally, and its memory block."""
+    """Multi-head self-attention in which a query block sees itself, causally, and its memory block.
 
-    def __init__(self, width: int, heads: int, layout: Layout, dropout: float):
+    inner: features of all heads together, H D. qk_norm: RMSNorm of each query and key (Henry et al., 2020).
+    """
+
+    def __init__(self, width: int, inner: int, heads: int, layout: Layout, dropout: float, qk_norm: bool):
         super().__init__()
         self.heads, self.layout, self.dropout = heads, layout, dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.query_norm, self.key_norm = Norm(width // heads), Norm(width // heads)
+        self.qkv = nn.Linear(width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, width, bias=False)
+        self.query_norm, self.key_norm = (Norm(inner // heads) if qk_norm else nn.Identity() for _ in range(2))
         own = torch.arange(len(layout.order)).view(layout.blocks, layout.query_block)  # (B, Q)
         window = torch.cat([layout.memory, own], dim=1)  # (B, M + Q): steps; -1 is masked
         self.register_buffer("window", window.clamp(min=0).flatten(), persistent=False)
         self.register_buffer("mask", layout.mask().unsqueeze(1), persistent=False)  # (B, 1, Q, M + Q)
 
-    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """(N, P, d) -> queries, keys, values (N, P, H, D)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         return rotate(self.query_norm(q), rotary), rotate(self.key_norm(k), rotary), v
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None = None) -> Tensor:
         """All positions in parallel: (N, P, d) -> (N, P, d)."""
         images, blocks = x.shape[0], self.layout.blocks
         q, k, v = self.project(x, rotary)
@@ -111,10 +116,10 @@ class LocalSelfAttention(nn.Module):
         k, v = (t[:, self.window].unflatten(1, (blocks, -1)).flatten(0, 1).transpose(1, 2) for t in (k, v))
         mask = self.mask.expand(images, -1, -1, -1, -1).flatten(0, 1)  # (N B, 1, Q, M + Q)
         seen = attend(q, k, v, mask, self.dropout if self.training else 0.0)
-        # (N B, H, Q, D) -> (N, B, Q, H, D) -> (N, P, d)
+        # (N B, H, Q, D) -> (N, B, Q, H, D) -> (N, P, H D)
         return self.out(seen.transpose(1, 2).unflatten(0, (images, blocks)).flatten(3).flatten(1, 2))
 
-    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, step: int) -> Tensor:
+    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, step: int) -> Tensor:
         """One position: (N, 1, d) -> (N, 1, d)."""
         q, k, v = self.project(x, rotary)
         k, v = cache.append(step, k, v)  # (N, H, S, D)
@@ -124,20 +129,20 @@ class LocalSelfAttention(nn.Module):
 class FullAttention(nn.Module):
     """Unmasked attention of positions to a sequence: the encoder's to itself, the decoder's to the encoder's output."""
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, width: int, inner: int, heads: int, dropout: float, qk_norm: bool):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.query_norm, self.key_norm = Norm(width // heads), Norm(width // heads)
+        self.q = nn.Linear(width, inner, bias=False)
+        self.kv = nn.Linear(width, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, width, bias=False)
+        self.query_norm, self.key_norm = (Norm(inner // heads) if qk_norm else nn.Identity() for _ in range(2))
 
-    def keys_values(self, source: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def keys_values(self, source: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """(N, S, d) -> keys, values (N, H, S, D); of a fixed source they are worked out once."""
         k, v = self.kv(source).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # (N, S, H, D) each
         return rotate(self.key_norm(k), rotary).transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], keys_values: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """(N, P, d) -> (N, P, d)."""
         k, v = keys_values
         q = self.q(x).unflatten(-1, (self.heads, -1))  # (N, P, H, D)

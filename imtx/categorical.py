@@ -1,11 +1,10 @@
-"""Categorical output: a 256-way softmax over the levels of one sub-pixel (paper section 3.2)."""
+"""Categorical output: a softmax over the 256 levels of one sub-pixel (paper section 3.4)."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .dmol import pick
 
-PARAMETERS = 256
 DRAWS = 1  # uniform numbers a sub-pixel
 
 
@@ -14,9 +13,9 @@ def temper(logits: Tensor, temperature: float) -> Tensor:
     return logits / temperature
 
 
-def log_prob(logits: Tensor, levels: Tensor) -> Tensor:
-    """Log-probability in nats: logits (..., 256) float, levels (..., 1) integers 0..255 -> (...)."""
-    return F.log_softmax(logits, dim=-1).gather(-1, levels.long()).squeeze(-1)
+def log_prob(logits: Tensor, colours: Tensor) -> Tensor:
+    """Log-probability in nats: logits (..., 256) float, colours (..., 1) integers 0..255 -> (...)."""
+    return F.log_softmax(logits, dim=-1).gather(-1, colours.long()).squeeze(-1)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:

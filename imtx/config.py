@@ -1,24 +1,24 @@
-"""What an Image Transformer is made of: one dataclass, saved as config.json, and the named presets."""
+"""What an Image Transformer is made of: one dataclass, saved as config.json. `presets.py` has the named ones."""
 
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of a model. All sizes are in positions, and a position is
+    """Shape of a model. The sequence is made of positions, and a position is
 
-    * one pixel for `output="dmol"` (discretized mixture of logistics, paper section 3.2), or
+    * one pixel for `output="dmol"` (discretized mixture of logistics, paper section 3.4), or
     * one sub-pixel (a colour of a pixel) for `output="categorical"` (256-way softmax).
 
     Raises ValueError, naming the two numbers at odds, for a shape that cannot be built.
     """
 
+    family: str = "modern"  # "modern" or "paper": the block and what it reads (imtx/blocks.py, imtx/embedding.py)
     output: str = "dmol"  # "dmol" or "categorical"
+    levels: int = 256  # of a colour, 0..levels-1
     image_size: int = 32  # height and width, in pixels
     source_size: int = 0  # super-resolution: height and width of the source; 0 = no source, no encoder
     classes: tuple[str, ...] = ()  # names, in label order; () = unconditional only
@@ -27,11 +27,14 @@ class Config:
     query_block: int | tuple[int, int] = 256
     # "1d": l_m positions generated before the query block; "2d": the flange, h_m rows above and w_m columns on both sides
     memory_block: int | tuple[int, int] = 256
+    # "paper": "sinusoid" or "learned", added to the input; "modern": "rotary", in every attention
+    position_encoding: str = "rotary"
     width: int = 128  # d, the model's width
     layers: int = 6  # decoder blocks
     encoder_layers: int = 0  # encoder blocks, over the source; super-resolution only
     heads: int = 4
-    ffn: int = 384  # inner width of the SwiGLU feed-forward layer
+    attention_width: int = 0  # features of the queries of all heads together, likewise keys and values; 0 = width
+    ffn: int = 384  # inner width of the feed-forward layer
     mixtures: int = 10  # logistics in the mixture; "dmol" only
     dropout: float = 0.0
 
@@ -41,19 +44,30 @@ class Config:
         object.__setattr__(self, "classes", tuple(self.classes))  # json gives a list
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("source_size", "encoder_layers") else 1
+            least = {"source_size": 0, "encoder_layers": 0, "attention_width": 0, "levels": 2}.get(field.name, 1)
             if field.type is int and (type(value) is not int or value < least):
                 raise ValueError(f"{field.name} must be a whole number of at least {least}, got {value}.")
-        if self.output not in ("dmol", "categorical"):
-            raise ValueError(f'output must be "dmol" or "categorical", got {self.output!r}.')
+        choices = {"family": ("modern", "paper"), "output": ("dmol", "categorical"), "layout": ("1d", "2d")}
+        choices["position_encoding"] = ("rotary",) if self.family == "modern" else ("sinusoid", "learned")
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                of = f" of the {self.family} family" if name == "position_encoding" else ""
+                raise ValueError(f"{name}{of} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}.")
+        if self.levels > 256:
+            raise ValueError(f"levels must be at most 256, which a byte holds, got {self.levels}.")
         self._check_blocks()
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
-        if self.width % (4 * self.heads):
+        inner = self.attention_width or self.width
+        if inner % self.heads:
+            raise ValueError(f"heads {self.heads} must divide the {inner} features of attention.")
+        if self.family == "modern" and inner % (4 * self.heads):
             raise ValueError(
-                f"width {self.width} must be a multiple of 4 x heads = {4 * self.heads}: rotary positions pair up "
-                "the features of a head, for rows and for columns."
+                f"The {inner} features of attention must be a multiple of 4 x heads = {4 * self.heads}: rotary positions "
+                "pair up the features of a head, for rows and for columns."
             )
+        if self.position_encoding == "sinusoid" and self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4: sine and cosine, for rows and for columns.")
         if self.source_size and self.image_size % self.source_size:
             raise ValueError(f"source_size {self.source_size} must divide image_size {self.image_size}.")
         if (self.encoder_layers > 0) != (self.source_size > 0):
@@ -65,8 +79,6 @@ class Config:
             raise ValueError(f"A super-resolution model takes no classes, got {len(self.classes)} of them.")
 
     def _check_blocks(self) -> None:
-        if self.layout not in ("1d", "2d"):
-            raise ValueError(f'layout must be "1d" or "2d", got {self.layout!r}.')
         for name, least in (("query_block", 1), ("memory_block", 0)):
             value = getattr(self, name)
             if self.layout == "1d":
@@ -95,6 +107,11 @@ class Config:
         return 1 if self.output == "dmol" else 3
 
     @property
+    def head_width(self) -> int:
+        """Features of a head."""
+        return (self.attention_width or self.width) // self.heads
+
+    @property
     def positions(self) -> int:
         """Positions an image, which is the length of the sequence."""
         return self.image_size**2 * self.channels
@@ -120,26 +137,3 @@ class Config:
         if unknown:
             raise ValueError(f"{path} is not of an imtx model: it names {', '.join(sorted(unknown))}.")
         return cls(**fields)
-
-
-# "modern": pre-norm RMSNorm, QK-norm, SwiGLU, rotary positions. The sizes are ours, not the paper's.
-PRESETS = {
-    # A minute on two CPU cores; for tests and for a first look.
-    "tiny": Config(classes=CIFAR10_CLASSES, width=64, layers=2, heads=2, ffn=128, query_block=128, memory_block=128),
-    "tiny-categorical": Config(
-        output="categorical", classes=CIFAR10_CLASSES, width=64, layers=2, heads=2, ffn=128,
-        query_block=192, memory_block=192,
-    ),
-    "tiny-sr": Config(
-        source_size=8, encoder_layers=1, width=64, layers=2, heads=2, ffn=128, query_block=128, memory_block=128
-    ),
-    # What a CPU can train in hours: the weights bundled today.
-    "cifar10-dmol-1d-small": Config(classes=CIFAR10_CLASSES, query_block=64, memory_block=128),
-    "faces-sr-1d-small": Config(source_size=8, encoder_layers=2, layers=5, query_block=64, memory_block=128),
-    "faces-sr-2d-small": Config(
-        layout="2d", source_size=8, encoder_layers=2, layers=5, query_block=(8, 8), memory_block=(4, 8)
-    ),
-    # For one GPU.
-    "cifar10-dmol-1d": Config(classes=CIFAR10_CLASSES, width=256, layers=14, heads=8, ffn=768, dropout=0.1),
-    "faces-sr-1d": Config(source_size=8, encoder_layers=4, width=256, layers=8, heads=8, ffn=768, dropout=0.1),
-}

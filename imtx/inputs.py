@@ -1,8 +1,8 @@
-"""What a step may look at directly: colours of earlier pixels nearby, and of the source.
+"""Tables of what a step may look at directly: colours of earlier pixels, and what the source says about them.
 
-The paper shifts the sequence by one, so that a step's input is the pixel generated before it, across the borders of
-rows and blocks. Here it is that pixel and a fixed neighbourhood of others that are generated already: no step sees
-itself or anything later, whatever the layout. The same tables serve the parallel forward and the sampler.
+The paper shifts the sequence by one, so that a step's input is what was generated just before it (`before_table`).
+The modern embedding also sees a fixed neighbourhood (`neighbour_table`). No step sees itself or anything later,
+whatever the layout; the same tables serve the parallel forward and the sampler.
 """
 
 import torch
@@ -21,6 +21,17 @@ SOURCE_NEIGHBOURS = ((0, 0), (0, -1), (-1, 0), (0, 1), (1, 0))
 def nearby(config: Config) -> int:
     """Colours that a step sees directly."""
     return 3 * len(NEIGHBOURS) + 3 + (3 if config.channels == 3 else 0)
+
+
+def before_table(config: Config, layout: Layout) -> Tensor:
+    """(P, 3) for pixels, (P, 1) for sub-pixels, int64 in generation order: what was generated one step before.
+
+    In sub-pixels; -1 at the first step. One shift in generation order, across the borders of rows and blocks: T2T
+    shifts inside each 2D block, and so each block's last position is never anybody's input.
+    """
+    width = 3 // config.channels
+    before = torch.cat([torch.tensor([-1]), layout.order[:-1]])[:, None]  # (P, 1)
+    return torch.where(before >= 0, before * width + torch.arange(width), -1)
 
 
 def neighbour_table(config: Config, layout: Layout) -> Tensor:
@@ -72,15 +83,15 @@ def cell_table(config: Config, layout: Layout) -> Tensor:
     return torch.where(rank < torch.arange(config.positions)[:, None, None], sub_pixel, -1)
 
 
-def table_values(values: Tensor, table: Tensor) -> Tensor:
-    """values: (N, sub-pixels) float on [-1, 1]; table: (..., F). Returns (N, ..., F), 0 where there is nothing."""
-    return values[:, table.clamp(min=0)] * (table >= 0)
+def table_values(pixels: Tensor, table: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
+    """pixels: (N, sub-pixels) uint8; table: (..., F). Returns (N, ..., F) on [-1, 1], 0 where there is nothing."""
+    return to_unit(pixels[:, table.clamp(min=0)].to(dtype), levels) * (table >= 0)
 
 
 def cell_sums(sources: Tensor, config: Config, layout: Layout, dtype: torch.dtype) -> Tensor:
     """(N, s, s, 3) uint8 -> (N, P, 3): what the f f pixels under a step's source pixel add up to, on [-1, 1] each."""
     factor = config.image_size // config.source_size
-    sums = to_unit(sources.to(dtype)) * factor**2
+    sums = to_unit(sources.to(dtype), config.levels) * factor**2
     large = sums.repeat_interleave(factor, 1).repeat_interleave(factor, 2).flatten(1, 2)  # (N, pixels, 3)
     return large[:, (layout.order // config.channels).to(large.device)]
 
@@ -88,7 +99,7 @@ def cell_sums(sources: Tensor, config: Config, layout: Layout, dtype: torch.dtyp
 def source_values(sources: Tensor, config: Config, layout: Layout, dtype: torch.dtype) -> Tensor:
     """(N, s, s, 3) uint8 -> (N, P, 15): the source, enlarged bilinearly, at each step's pixel and beside it."""
     size = config.image_size
-    small = to_unit(sources.to(dtype)).permute(0, 3, 1, 2)  # (N, 3, s, s)
+    small = to_unit(sources.to(dtype), config.levels).permute(0, 3, 1, 2)  # (N, 3, s, s)
     large = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
     padded = F.pad(large, (1, 1, 1, 1), mode="replicate")
     shifted = [padded[:, :, 1 + y : 1 + y + size, 1 + x : 1 + x + size] for y, x in SOURCE_NEIGHBOURS]

@@ -8,7 +8,6 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from .dmol import to_unit
 from .model import Context, ImageTransformer
 
 SEEDS = 2**32  # a seed is an integer in 0..SEEDS-1
@@ -29,12 +28,22 @@ def pixel_order(model: ImageTransformer) -> Tensor:
     return (model.layout.order // channels)[::channels]
 
 
+def whole_rows(model: ImageTransformer, rows: int) -> int:
+    """The most rows, at most `rows`, that `pixel_order` completes before it begins any below: 0 if it completes none so.
+
+    What a completion can keep. In raster order that is `rows` itself; with a 2D layout, whole rows of blocks.
+    """
+    size = model.config.image_size
+    lowest = (pixel_order(model) // size).cummax(dim=0).values  # (h w,): the lowest row that each step has reached
+    return max((n for n in range(1, rows + 1) if lowest[n * size - 1] < n), default=0)
+
+
 def noise(model: ImageTransformer, seeds: Sequence[int]) -> Tensor:
     """All uniform numbers that the images will ever use: (N, P, draws a position), float64.
 
     Each image has a generator of its own, so what it looks like does not depend on the batch that it is drawn in.
     """
-    shape = (model.config.positions, model.output.DRAWS)
+    shape = (model.config.positions, model.output.draws)
     return torch.stack(
         [torch.rand(shape, generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64) for seed in seeds]
     )
@@ -60,7 +69,7 @@ def sample(
 
     Closing the generator stops the work at once. Raises ValueError, when called, for arguments that the model cannot take.
     """
-    config, device, size = model.config, model.order.device, model.config.image_size
+    config, device, size = model.config, model.head.weight.device, model.config.image_size
     images = len(seeds)
     if not images or not all(isinstance(seed, Integral) and 0 <= seed < SEEDS for seed in seeds):
         raise ValueError(f"seeds must be one or more integers in 0..{SEEDS - 1}, got {list(seeds)}.")
@@ -79,6 +88,7 @@ def sample(
         sources = _batch(sources, images, config.source_size, "sources", device)
     if given is not None:
         given = _batch(given, images, size, "given", device)
+        model.check_levels("given", given)
     with torch.inference_mode():
         context = model.context(images, labels, sources)
     return _steps(model, context, noise(model, seeds).to(device), temperature, given, given_pixels)
@@ -98,18 +108,16 @@ def _steps(
         known = model.order[:start] if config.channels == 3 else _sub_pixels(model.order[:start])
         pixels[:, known] = given.flatten(1)[:, known]
         model.parallel(pixels.view(given.shape), context, caches)  # one forward fills the caches with the given part
-    values = to_unit(pixels.to(model.stem.weight.dtype))
 
     snapshot_shape = (images, size, size, 3)
     if given_pixels:
         yield Snapshot(pixels.view(snapshot_shape).cpu().clone(), given_pixels, size**2)
     width = 3 // config.channels  # sub-pixels a position
     for step in range(start, config.positions):
-        params = model.step(values, context, caches, step)  # (N, output parameters)
-        levels = model.output.draw(model.output.temper(params, temperature), uniforms[:, step])  # (N, width)
+        params = model.step(pixels, context, caches, step)  # (N, output parameters)
+        colours = model.output.draw(model.output.temper(params, temperature), uniforms[:, step])  # (N, width)
         first = int(model.layout.order[step]) * width
-        pixels[:, first : first + width] = levels
-        values[:, first : first + width] = to_unit(levels.to(values.dtype))
+        pixels[:, first : first + width] = colours
         if (step + 1) % config.channels == 0:
             yield Snapshot(pixels.view(snapshot_shape).cpu().clone(), (step + 1) // config.channels, size**2)
 

@@ -65,8 +65,8 @@ def select(conditions: dict[str, Tensor], index: slice) -> dict[str, Tensor]:
 def stepwise(model: ImageTransformer, pixels: Tensor, **conditions) -> Tensor:
     """What `model(pixels, ...)` returns, worked out step by step through the cache: (N, P, output parameters)."""
     context = model.context(len(pixels), conditions.get("labels"), conditions.get("sources"))
-    values, caches = pixels.to(model.stem.weight.dtype).flatten(1) / 127.5 - 1, model.caches(len(pixels))
-    return torch.stack([model.step(values, context, caches, t) for t in range(model.config.positions)], dim=1)
+    caches = model.caches(len(pixels))
+    return torch.stack([model.step(pixels.flatten(1), context, caches, t) for t in range(model.config.positions)], dim=1)
 
 
 def draw_naively(

@@ -16,7 +16,7 @@ HEADS, HEAD_WIDTH = 2, 4
 
 def attention_layer(layout):
     torch.manual_seed(0)
-    layer = LocalSelfAttention(HEADS * HEAD_WIDTH, HEADS, layout, dropout=0.0).double().eval()
+    layer = LocalSelfAttention(HEADS * HEAD_WIDTH, HEADS * HEAD_WIDTH, HEADS, layout, dropout=0.0, qk_norm=True).double().eval()
     for norm in (layer.query_norm, layer.key_norm):
         torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
     angles = 6 * torch.rand(len(layout.order), HEAD_WIDTH // 2, dtype=torch.float64)

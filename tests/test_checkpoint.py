@@ -200,7 +200,7 @@ def test_weights_of_another_preset(saved, tmp_path):
     other = tmp_path / "other"
     small("categorical", "sr").save_pretrained(other)
     (saved / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
-    assert_refused(saved, saved, "lacks", "label.weight")
+    assert_refused(saved, saved, "lacks", "embedding.predictor.bias")
 
 
 def test_weights_that_the_config_does_not_ask_for(saved):

@@ -63,7 +63,7 @@ def test_the_stem_knows_what_is_left_under_a_source_pixel(output):
     sources = cells.sum(dim=-1)[None] // factor**2  # (1, s, s, 3)
     pixels = cells.view(SOURCE, SOURCE, 3, factor, factor).permute(0, 3, 1, 4, 2).reshape(1, SIZE, SIZE, 3)
     values = pixels.double().flatten(1) / 127.5 - 1
-    inputs = model.inputs(values, model.context(1, None, sources.byte()), slice(None))
+    inputs = model.embedding.inputs(pixels.byte().flatten(1), model.context(1, None, sources.byte()).source, slice(None))
     rest = inputs[0, :, -3:].view(SIZE, SIZE, model.config.channels, 3)
     for row in range(factor - 1, SIZE, factor):
         for column in range(factor - 1, SIZE, factor):
@@ -192,7 +192,8 @@ def test_each_step_sees_the_one_just_before_it(model):
         ({"layout": "3d"}, ["3d"]),
         ({"dropout": 1.0}, ["dropout", "1.0"]),
         ({"dropout": math.nan}, ["dropout", "nan"]),
-        ({"width": 100, "heads": 8}, ["100", "32"]),
+        ({"width": 100, "heads": 8}, ["100", "8"]),
+        ({"width": 104, "heads": 8}, ["104", "32"]),
         ({"query_block": 100}, ["100", "1024"]),
         ({"query_block": 100, "output": "categorical"}, ["100", "3072"]),
         ({"memory_block": 1025}, ["1025", "1024"]),
