@@ -55,4 +55,12 @@ MODERN_PRESETS = {
     "faces-sr-1d": Config(source_size=8, encoder_layers=4, width=256, layers=8, heads=8, ffn=768, dropout=0.1),
 }
 
-PRESETS = PAPER_PRESETS | MODERN_PRESETS
+# The paper's comparison of block sizes (8, 16, 64 and 256 sub-pixels), with its block, in a size for a CPU.
+ABLATION_PRESETS = {
+    f"ablation-{block}": replace(
+        _PAPER, classes=CIFAR10_CLASSES, width=64, heads=2, ffn=256, layers=3, query_block=block, memory_block=block
+    )
+    for block in (8, 16, 64, 256)
+}
+
+PRESETS = PAPER_PRESETS | MODERN_PRESETS | ABLATION_PRESETS

@@ -1,0 +1,105 @@
+"""What every preset costs: python tests/benchmarks/presets.py [--run] [PRESET ...].
+
+Prints README's table: parameters, FLOPs of one parallel forward over an image (two for a multiply and an add; masked
+keys of a memory block count, as they are worked out), and the memory that the cache of one image takes while it is drawn.
+With --run, each preset in its full size also takes a training step (batch 1, forward, backward, AdamW), evaluates an
+image and draws one through the cache, in a process of its own; with the seconds and the peak memory of that process.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout, with nothing installed
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from imtx import PRESETS, ImageTransformer, draw
+
+
+def example(model: ImageTransformer) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A picture of noise (1, h, w, 3) and, where the model wants one, a source."""
+    config, generator = model.config, torch.Generator().manual_seed(0)
+
+    def noise(size: int) -> torch.Tensor:
+        return torch.randint(0, config.levels, (1, size, size, 3), generator=generator, dtype=torch.uint8)
+
+    return noise(config.image_size), {"sources": noise(config.source_size)} if config.source_size else {}
+
+
+def costs(model: ImageTransformer) -> dict:
+    pixels, condition = example(model)
+    # The fused kernel is opaque to the counter, the plain one is made of matrix products.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(pixels, **condition)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflop": counter.get_total_flops() / 1e9,
+        "cache_mb": sum(t.nbytes for cache in model.caches(1) for t in (cache.all, cache.window)) / 1e6,
+    }
+
+
+def run(model: ImageTransformer) -> dict:
+    """One training step, one evaluation, one picture: seconds each, and the peak memory in GB at the end of each."""
+    pixels, condition = example(model)
+    found = {}
+
+    def timed(name: str, work) -> None:
+        started = time.perf_counter()
+        work()
+        found[f"{name}_s"] = time.perf_counter() - started
+        found[f"{name}_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # of kB, the peak so far
+
+    def evaluate() -> None:
+        with torch.inference_mode():
+            model.log_prob(pixels, **condition)
+
+    def train() -> None:
+        optimizer = torch.optim.AdamW(model.train().parameters())
+        (-model.log_prob(pixels, **condition).mean()).backward()
+        optimizer.step()
+
+    timed("draw", lambda: draw(model, [0], **condition))
+    timed("evaluate", evaluate)
+    timed("train", train)  # last, as it needs most memory
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", nargs="*", choices=[[], *PRESETS], help="all by default")
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--one", choices=PRESETS, help=argparse.SUPPRESS)  # what a process of its own is asked for
+    args = parser.parse_args()
+    if args.one:
+        torch.manual_seed(0)
+        print(json.dumps(run(ImageTransformer(PRESETS[args.one]).eval())))
+        return
+    head = ["preset", "layers", "parameters", "GFLOP an image", "cache an image"]
+    if args.run:
+        head += ["training step", "evaluation", "picture", "peak memory: picture, training"]
+        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    for name in args.preset or PRESETS:
+        config = PRESETS[name]
+        model = ImageTransformer(config).eval()
+        cost = costs(model)
+        del model
+        layers = f"{config.encoder_layers} + {config.layers}" if config.source_size else str(config.layers)
+        row = [f"`{name}`", layers, f"{cost['parameters']:,}", f"{cost['gflop']:.1f}", f"{cost['cache_mb']:.1f} MB"]
+        if args.run:
+            done = subprocess.run([sys.executable, __file__, "--one", name], check=True, capture_output=True, text=True)
+            found = json.loads(done.stdout)
+            row += [f"{found[f'{work}_s']:.1f} s" for work in ("train", "evaluate", "draw")]
+            row += [f"{found['draw_gb']:.1f}, {found['train_gb']:.1f} GB"]
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
