@@ -1,4 +1,4 @@
-"""The Image Transformer in a browser: python app.py [--model PATH_OR_HUB_ID]."""
+"""The Image Transformer in a browser: python app.py [--model PATH_OR_HUB_ID]... (see --help)."""
 
 import os
 
@@ -10,35 +10,42 @@ from pathlib import Path
 import gradio as gr
 import torch
 
-from imtx.checkpoint import HUB_IDS
+from imtx.checkpoint import HUB_IDS, CheckpointError
 from imtx.demo.canvas import canvas
-from imtx.demo.requests import MAX_COUNT, NO_CLASS, SURPRISE, TEMPERATURES
-from imtx.demo.tasks import GENERATOR, UPSCALER, Loaded, Tasks
+from imtx.demo.models import Installed, installed
+from imtx.demo.requests import MAX_COUNT, TEMPERATURES, choices
+from imtx.demo.tasks import Tasks
 from imtx.images import MAX_ZOOM
 
 ASSETS = Path(__file__).parent / "assets"
 ABOUT = """
 # Image Transformer
 
-Watch a neural network draw a 32x32 picture one pixel at a time, left to right, top to bottom. It looks only at pixels
+Watch a neural network draw a picture one pixel at a time, row by row or block by block. It looks only at pixels
 nearby that it has drawn already, works out how likely every colour is for the next one, and rolls dice.
 """
 HOW = """
-The model is a decoder-only (or, to enlarge faces, an encoder-decoder) transformer over pixels with *local* attention,
-after Parmar et al., [Image Transformer](https://arxiv.org/abs/1802.05751), ICML 2018. For each pixel it gives a
-distribution over all 16.7 million colours, a discretized mixture of logistics. **Temperature** sharpens that
-distribution below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). The same seed always gives the
-same picture. The weights were trained by this repository; pictures are 32x32 because the training data are.
+The models are decoder-only (or, to enlarge faces, encoder-decoder) transformers over pixels with *local* attention,
+after Parmar et al., [Image Transformer](https://arxiv.org/abs/1802.05751), ICML 2018. A **1D layout** draws row by
+row, a **2D layout** one rectangle after another. For each pixel a model with **DMOL output** gives a distribution over
+all 16.7 million colours, a discretized mixture of logistics; one with **categorical output** gives three, over the
+256 levels of red, green and blue in turn, and takes three steps a pixel. **Temperature** sharpens that distribution
+below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). The same seed always gives the same picture.
+The bundled weights were trained by this repository; pictures are 32x32 because the training data are.
 """
-MODEL_HELP = f"""a model folder, a bundled name or a Hub id, in place of the bundled weights of its task
-(our own Hub ids, not yet published: {", ".join(HUB_IDS.values())})"""
+MODEL_HELP = f"""a model folder, a bundled name or a Hub id, listed in front of the bundled models of its task; may be
+given several times, and the first of a task is what it starts with (our own Hub ids, not yet published:
+{", ".join(HUB_IDS.values())})"""
 RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
 STOPPED = """(value) => {
     const v = typeof value === 'string' ? JSON.parse(value) : value;
     if (v.hex.length === 6 * v.count * (v.size ** 2 - v.given)) return v;  // nothing to stop: it is complete
     return {...v, msg: 'Stopped.', stopped: true};
 }"""
-CSS = ".crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }"
+CSS = """
+.crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
+.gradio-container { --block-info-text-color: var(--block-title-text-color) }  /* gradio's own is too faint to read */
+"""
 
 
 def screen_and_buttons(task: str, ready: dict | None) -> tuple[gr.HTML, gr.Button, gr.Button]:
@@ -46,6 +53,11 @@ def screen_and_buttons(task: str, ready: dict | None) -> tuple[gr.HTML, gr.Butto
     screen = canvas(task, ready)
     with gr.Row():
         return screen, gr.Button("Run", variant="primary", min_width=100), gr.Button("Stop", min_width=100)
+
+
+def model_dropdown(models: dict[str, Installed]) -> gr.Dropdown:
+    first = next(iter(models.values()))
+    return gr.Dropdown(list(models), value=first.name, label="Model", info=first.about, filterable=False)
 
 
 def controls() -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox]:
@@ -57,11 +69,13 @@ def controls() -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox]:
     return temperature, count, seed, randomise
 
 
-def connect(task, name: str, given, widgets, screen: gr.HTML, run: gr.Button, stop: gr.Button, files: gr.File) -> None:
+def connect(
+    task, name: str, given, widgets, model: gr.Dropdown, screen: gr.HTML, run: gr.Button, stop: gr.Button, files: gr.File
+) -> None:
     """Run and Stop of a tab. One visitor is served at a time, over all tabs: two would share the same cores."""
     temperature, count, seed, randomise = widgets
     drawing = run.click(None, [randomise, seed], seed, js=RANDOM_SEED, api_visibility="private").then(
-        task, [given, temperature, count, seed], [screen, files, seed],
+        task, [given, temperature, count, seed, model], [screen, files, seed],
         api_name=name, preprocess=False, show_progress="minimal", show_progress_on=temperature,
         concurrency_id="model", concurrency_limit=1,
     )
@@ -79,34 +93,43 @@ def picture_input(label: str, folder: str) -> tuple[gr.Image, str]:
 
 def png_files() -> gr.File:
     with gr.Accordion("Download the samples", open=False):
-        return gr.File(label="PNG files, 32x32", file_count="multiple", interactive=False)
+        return gr.File(label="PNG files", file_count="multiple", interactive=False)
 
 
-def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
+def build(tasks: Tasks) -> gr.Blocks:
     ready = tasks.ready(ASSETS / "gallery")  # something good before the first click
+    quiet = dict(preprocess=False, show_progress="hidden", trigger_mode="always_last", api_visibility="private")
+    generator = next(iter(tasks.generators.values()))
     with gr.Blocks(title="Image Transformer", delete_cache=(3600, 3600)) as demo:
         gr.Markdown(ABOUT)
         with gr.Tab("Generate"), gr.Row():
             with gr.Column():
                 screen = screen_and_buttons("generate", ready["generate"])
             with gr.Column():
-                name = gr.Dropdown([SURPRISE, *classes, NO_CLASS], value=SURPRISE, label="Class")
+                model = model_dropdown(tasks.generators)
+                names = choices(generator.classes)
+                name = gr.Dropdown(names, value=names[0], label="Class", interactive=len(names) > 1)
                 widgets = controls()
                 files = png_files()
-        connect(tasks.generate, "generate", name, widgets, *screen, files)
+        model.change(tasks.choose_generator, [model, name], [model, name], **quiet)
+        connect(tasks.generate, "generate", name, widgets, model, *screen, files)
 
         with gr.Tab("Complete"), gr.Row():
             with gr.Column():
                 screen = screen_and_buttons("complete", ready["complete"])
+                model = model_dropdown(tasks.generators)
                 widgets = controls()
             with gr.Column():
+                kept = gr.Markdown(generator.about_completing)
                 image, _ = picture_input("Picture", "objects")
                 files = png_files()
-        connect(tasks.complete, "complete", image, widgets, *screen, files)
+        model.change(tasks.choose_completer, model, [model, kept], **quiet)
+        connect(tasks.complete, "complete", image, widgets, model, *screen, files)
 
         with gr.Tab("Super-resolve"), gr.Row():
             with gr.Column():
                 screen = screen_and_buttons("super-resolve", ready["super-resolve"])
+                model = model_dropdown(tasks.upscalers)
                 widgets = controls()
             with gr.Column():
                 picture, example = picture_input("Portrait", "faces")
@@ -119,12 +142,10 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
                     interactive=False, buttons=[], elem_classes="crisp",
                 )
                 files = png_files()
-        for change in (demo.load, picture.change, zoom.change, x.change, y.change):
-            change(
-                tasks.frame, [picture, zoom, x, y], image,
-                preprocess=False, show_progress="hidden", trigger_mode="always_last", api_visibility="private",
-            )
-        connect(tasks.super_resolve, "super_resolve", image, widgets, *screen, files)
+        model.change(tasks.choose_upscaler, model, model, **quiet)
+        for change in (demo.load, picture.change, zoom.change, x.change, y.change, model.change):
+            change(tasks.frame, [picture, zoom, x, y, model], image, **quiet)
+        connect(tasks.super_resolve, "super_resolve", image, widgets, model, *screen, files)
 
         with gr.Accordion("How it works", open=False):
             gr.Markdown(HOW)
@@ -133,21 +154,16 @@ def build(tasks: Tasks, classes: tuple[str, ...]) -> gr.Blocks:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help=MODEL_HELP)
+    parser.add_argument("--model", action="append", default=[], metavar="PATH_OR_HUB_ID", help=MODEL_HELP)
     args = parser.parse_args()
     torch.set_num_threads(1)  # a step is many tiny operations: a second thread makes them slower
-    generator, upscaler = Loaded(GENERATOR), Loaded(UPSCALER)
-    if args.model is not None:
-        chosen = Loaded(args.model)
-        if not chosen.loaded:
-            raise SystemExit(chosen.error)
-        if chosen.model.config.source_size:
-            upscaler = chosen
-        else:
-            generator = chosen
-    print(f"Generate, Complete: {generator}\nSuper-resolve: {upscaler}", flush=True)
-    classes = () if not generator.loaded else generator.model.config.classes
-    demo = build(Tasks(generator, upscaler, examples=ASSETS / "examples"), classes)
+    try:
+        generators, upscalers = installed(args.model)
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from error
+    for task, models in (("Generate, Complete", generators), ("Super-resolve", upscalers)):
+        print(f"{task}:", *models.values(), sep="\n    ", flush=True)
+    demo = build(Tasks(generators, upscalers, examples=ASSETS / "examples"))
     demo.queue(max_size=32).launch(css=CSS, ssr_mode=False, show_error=False, max_file_size="8mb")
 
 

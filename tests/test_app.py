@@ -1,24 +1,19 @@
-"""The running demo through its API: what it yields, what it refuses and how, and which weights it starts with."""
+"""The running demo through its API: what it yields, what it refuses and how."""
 
 import contextlib
 import ctypes
 import io
 import json
 import os
-import subprocess
-import sys
 import urllib.request
 
 import numpy as np
 import pytest
-import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from safetensors.torch import save_file
 
-from imtx import PRESETS, ImageTransformer
-from server import ROOT, Listener, Server, call, copy_of_app, drawn, pictures_in, reference, upload
+from server import ROOT, Listener, call, drawn, pictures_in, reference, upload
 
 pytest_plugins = "app_fixtures"
 
@@ -87,14 +82,14 @@ def refusal(url: str, task: str, data: list | str) -> str:
     return answer["error"]
 
 
-def read_png(path: str) -> np.ndarray:
+def read_png(path: str, size: int = SIZE) -> np.ndarray:
     with Image.open(path) as image:
-        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (SIZE, SIZE))
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (size, size))
         return np.array(image)
 
 
-def assert_whole_run(outputs, count: int, new: int, seed: int | None = None) -> np.ndarray:
-    """A run's outputs are as promised; its pictures: (count, 32, 32, 3) uint8."""
+def assert_whole_run(outputs, count: int, new: int, seed: int | None = None, size: int = SIZE) -> np.ndarray:
+    """A run's outputs are as promised; its pictures: (count, size, size, 3) uint8."""
     steps = [drawn(value) for value, _, _ in outputs]
     parts = sorted({n for n in steps if 0 < n < new})
     assert steps == sorted(steps) and steps[-1] == new
@@ -106,7 +101,7 @@ def assert_whole_run(outputs, count: int, new: int, seed: int | None = None) -> 
     assert not any(files for _, files, _ in outputs[:-1])
     value, files, _ = outputs[-1]
     assert value["count"] == len(files) == count
-    pictures = np.stack([read_png(path) for path in files])
+    pictures = np.stack([read_png(path, size) for path in files])
     assert np.array_equal(pictures, pictures_in(value))  # exact, and in order
     return pictures
 
@@ -117,7 +112,7 @@ def assert_whole_run(outputs, count: int, new: int, seed: int | None = None) -> 
 def test_names_of_tasks_and_parameters(app, client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     names = {task: [p["parameter_name"] for p in endpoint["parameters"]] for task, endpoint in endpoints.items()}
-    rest = ["temperature", "count", "seed"]
+    rest = ["temperature", "count", "seed", "model"]
     assert names == {
         "/generate": ["class_name", *rest], "/complete": ["image", *rest], "/super_resolve": ["image", *rest]
     }
@@ -166,7 +161,7 @@ def test_super_resolve_takes_a_photo(client):
 
 def test_curl_gets_a_stream_too(app):
     source = noise(8, 8, 3)
-    events = call(app.url, "super_resolve", [upload(app.url, "eight.png", png(source)), 1.0, 2, 4_294_967_295])
+    events = call(app.url, "super_resolve", [upload(app.url, "eight.png", png(source)), 1.0, 2, 4_294_967_295, None])
     assert {event for event, _ in events} == {"generating", "complete"} and events[-1][0] == "complete"
     partial = [drawn(value) for _, (value, _, _) in events]
     assert partial == sorted(partial) and len(set(partial)) >= 8 and partial[-1] == PIXELS
@@ -268,7 +263,7 @@ def test_a_bomb_is_not_decoded(app, client):
     app.forget_peak()
     before = app.memory("VmRSS")
     for task in ("complete", "super_resolve"):
-        message = refusal(app.url, task, [upload(app.url, "bomb.png", bomb), 1.0, 1, 1])
+        message = refusal(app.url, task, [upload(app.url, "bomb.png", bomb), 1.0, 1, 1, None])
         assert_sentence(message)
         assert "12000x12000" in message
     assert app.memory("VmHWM") - before < 200e6
@@ -303,7 +298,7 @@ def test_files_that_nobody_uploaded(app, client, tmp_path, task, meta):
     climbing = f"{os.path.dirname(sent)}/{os.path.relpath(secret, os.path.dirname(sent))}"
     with opened(secret) as heard:
         for path in (str(secret), climbing):
-            message = refusal(app.url, task, [{"path": path, **meta}, 1.0, 1, 1])
+            message = refusal(app.url, task, [{"path": path, **meta}, 1.0, 1, 1, None])
             (assert_sentence_or_nothing if meta else assert_sentence)(message)
         assert not heard()
         secret.read_bytes()
@@ -313,8 +308,8 @@ def test_files_that_nobody_uploaded(app, client, tmp_path, task, meta):
 
 def test_a_file_of_the_app_is_not_a_picture_of_the_visitor(app):
     path = str(ROOT / "assets" / "gallery" / "generate.png")
-    assert_sentence(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1]))
-    assert_sentence_or_nothing(refusal(app.url, "complete", [path, 1.0, 1, 1]))
+    assert_sentence(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1, None]))
+    assert_sentence_or_nothing(refusal(app.url, "complete", [path, 1.0, 1, 1, None]))
 
 
 @pytest.mark.parametrize("meta", [{}, {"meta": FILE}], ids=["bare", "meta"])
@@ -322,7 +317,7 @@ def test_addresses_are_not_fetched(app, client, outside, meta):
     asked = outside.connections
     with Listener() as listener:
         for picture in ({"path": f"{listener.url}/x.png"}, {"path": "x.png", "url": f"{listener.url}/x.png"}):
-            message = refusal(app.url, "complete", [{**picture, **meta}, 1.0, 1, 1])
+            message = refusal(app.url, "complete", [{**picture, **meta}, 1.0, 1, 1, None])
             (assert_sentence_or_nothing if meta else assert_sentence)(message)
         assert not listener.connections
     outside.connections = asked  # gradio looks the address up, which is no doing of the app
@@ -331,17 +326,17 @@ def test_addresses_are_not_fetched(app, client, outside, meta):
 
 def test_odd_paths(app, client):
     for path in ("", "nowhere.png", "a\0b", "\ud800", "x" * 5000, "/", "/etc/passwd", "..", "../../app.py", None):
-        assert_sentence(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1]))
+        assert_sentence(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1, None]))
     for path in (3, [], {"path": "x.png"}):
-        assert_sentence_or_nothing(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1]))
+        assert_sentence_or_nothing(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1, None]))
     assert_goes_on(client)
 
 
 def test_no_picture(app, client):
     for task in ("complete", "super_resolve"):
-        assert_sentence(refusal(app.url, task, [None, 1.0, 1, 1]))
+        assert_sentence(refusal(app.url, task, [None, 1.0, 1, 1, None]))
         for nothing in ({}, "", 3, []):
-            assert_sentence_or_nothing(refusal(app.url, task, [nothing, 1.0, 1, 1]))
+            assert_sentence_or_nothing(refusal(app.url, task, [nothing, 1.0, 1, 1, None]))
         with pytest.raises(AppError) as error:
             run(client, task, None, 1.0, 1, 1)
         assert_sentence(str(error.value))
@@ -363,7 +358,7 @@ def test_odd_numbers(app, client, field):
     for number in NUMBERS[field]:
         numbers = ["1.0", "1", "1"]
         numbers[place] = number
-        message = refusal(app.url, "generate", f'{{"data": ["cat", {", ".join(numbers)}]}}')
+        message = refusal(app.url, "generate", f'{{"data": ["cat", {", ".join(numbers)}, null]}}')
         assert_sentence(message)
         assert field in message.lower() or (field, "samples" in message) == ("count", True), message
         begin(client, "generate", "cat", 1.0, 1, 1)
@@ -373,7 +368,7 @@ def test_odd_numbers_elsewhere(app, client):
     picture = upload(app.url, "cat.png", CAT.read_bytes())
     for task in ("complete", "super_resolve"):
         for numbers in ([0, 1, 1], [1, 0, 1], [1, 1, -1], [None, 1, 1]):
-            assert_sentence(refusal(app.url, task, [picture, *numbers]))
+            assert_sentence(refusal(app.url, task, [picture, *numbers, None]))
     with pytest.raises(AppError, match="Temperature") as error:
         run(client, "generate", "cat", 5, 1, 1)
     assert_sentence(str(error.value))
@@ -382,165 +377,7 @@ def test_odd_numbers_elsewhere(app, client):
 
 @pytest.mark.parametrize("name", ["zebra", "Cat", "", 3, None, ["cat"], {"cat": 1}, "<b>cat</b>" * 1000])
 def test_unknown_classes(app, client, name):
-    message = refusal(app.url, "generate", [name, 1.0, 1, 1])
+    message = refusal(app.url, "generate", [name, 1.0, 1, 1, None])
     assert_sentence(message)
     assert "cat" in message and "truck" in message  # it says what there is
     begin(client, "generate", "cat", 1.0, 1, 1)
-
-
-# ---- the weights that it starts with ------------------------------------------------------------------------
-
-
-def test_nothing_beyond_this_machine_was_asked(app, outside):
-    """Neither at the start nor by any run since; the Hub and every proxy lead to `outside`."""
-    assert app.process.poll() is None
-    assert outside.connections == 0
-
-
-def test_log(app):
-    assert "Generate, Complete: cifar10-dmol-1d" in app.log and "Super-resolve: faces-sr-1d" in app.log
-    assert "Warning" not in app.log
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Folders of small models, by preset."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("tiny", "tiny-sr"):
-        torch.manual_seed(0)
-        ImageTransformer(PRESETS[name]).save_pretrained(folder / name)
-    return {name: folder / name for name in ("tiny", "tiny-sr")}
-
-
-@pytest.fixture(scope="module")
-def unusable(tmp_path_factory):
-    """What cannot be used as `--model`, by what is wrong with it."""
-    folder = tmp_path_factory.mktemp("unusable")
-    damaged, foreign, other = folder / "damaged", folder / "foreign", folder / "other"
-    for model in (damaged, other):
-        ImageTransformer(PRESETS["tiny"]).save_pretrained(model)
-    shard = next(damaged.glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-1000])
-    foreign.mkdir()
-    (foreign / "config.json").write_text('{"model_type": "bert", "hidden_size": 768}')
-    for model in (foreign, other):
-        save_file({"bert.weight": torch.zeros(2, 2)}, model / "model.safetensors")
-    missing = folder / "nowhere" / "model"
-    models = {"missing": missing, "damaged": damaged, "foreign": foreign, "other": other, "hub": "owner/name"}
-    return {name: str(model) for name, model in models.items()}
-
-
-def test_models_that_cannot_be_used_say_why(unusable, tmp_path):
-    """One real start; the rest one after another in one process, because each start imports for seconds."""
-    says = {
-        "missing": "There is no folder",
-        "damaged": "model.safetensors is damaged",
-        "foreign": "config.json describes no model",
-        "other": "lacks",
-        "hub": "cannot be reached",
-    }
-    script = """if True:
-        import sys
-        import app
-        for model in sys.argv[1:]:
-            sys.argv = ["app.py", "--model", model]
-            try:
-                app.main()
-            except SystemExit as end:
-                print(repr(end.code))
-        """
-    environment = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    server = Server(tmp_path / "server", "--model", unusable["damaged"], **environment)
-    try:
-        output = subprocess.run(
-            [sys.executable, "-c", script, *unusable.values()], cwd=ROOT, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "HF_HOME": str(tmp_path / "hub"), **environment}, check=True,
-        )
-        log = server.refused()
-    finally:
-        server.stop()
-    assert log.count("\n") == 1 and f"{unusable['damaged']}/model.safetensors is damaged" in log
-    assert not output.stderr
-    for (name, model), line in zip(unusable.items(), output.stdout.splitlines(), strict=True):
-        assert model in line and says[name] in line, line  # SystemExit of a text: printed, and the exit code is 1
-
-
-def test_an_unreachable_hub_is_given_up_at_once(tmp_path):
-    """huggingface_hub alone would go on trying for 23 seconds, whether nobody is there or somebody never answers."""
-    script = """if True:
-        import time
-        from imtx import CheckpointError, checkpoint
-        start = time.monotonic()
-        try:
-            checkpoint.find("owner/name")
-        except CheckpointError as error:
-            print(time.monotonic() - start, error)
-        """
-    with Listener(silent=True) as silent:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / str(i))},
-            )
-            for i, endpoint in enumerate(["http://127.0.0.1:9", silent.url])
-        ]
-        for process in processes:
-            output, _ = process.communicate(timeout=90)
-            seconds, _, sentence = output.strip().partition(" ")
-            assert float(seconds) < 5
-            assert "owner/name" in sentence and sentence.endswith(".") and "\n" not in sentence
-    assert silent.connections
-
-
-@pytest.fixture(scope="module")
-def servers(tiny, tmp_path_factory):
-    """Two servers started at once: `--model` of each kind, where the *other* task's bundled weights are damaged."""
-    folder = tmp_path_factory.mktemp("servers")
-    no_faces, no_generator = copy_of_app(folder / "no-faces"), copy_of_app(folder / "no-generator")
-    (no_faces / "assets" / "weights" / "faces-sr-1d").rename(folder / "gone")
-    for shard in (no_generator / "assets" / "weights" / "cifar10-dmol-1d").glob("*.safetensors"):
-        shard.write_bytes(shard.read_bytes()[:-1000])
-    started = {
-        "tiny": Server(folder / "log-tiny", "--model", tiny["tiny"], root=no_faces),
-        "tiny-sr": Server(folder / "log-tiny-sr", "--model", tiny["tiny-sr"], root=no_generator),
-    }
-    try:
-        yield {name: server.wait() for name, server in started.items()}
-    finally:
-        for server in started.values():
-            server.stop()
-
-
-def assert_runs(server, task: str, given, new: int) -> None:
-    assert_whole_run(run(Client(server.url, verbose=False), task, given, 1.0, 1, 1), 1, new)
-
-
-def assert_no_weights(server, task: str, given, cause: str) -> None:
-    """The visitor reads which file is amiss and why, but not where it lies."""
-    message = refusal(server.url, task, [given, 1.0, 1, 1])
-    assert "weights" in message and cause in message
-    assert not any(word in message for word in ("/", "\n", "Traceback"))
-
-
-def parameters(folder) -> str:
-    return f"{sum(p.numel() for p in ImageTransformer.from_pretrained(folder).parameters()):,} parameters"
-
-
-def test_another_generator_and_no_faces(servers, tiny):
-    server, folder = servers["tiny"], tiny["tiny"]
-    assert f"Generate, Complete: {folder}, {parameters(folder)}\nSuper-resolve: faces-sr-1d: not loaded." in server.log
-    assert_no_weights(server, "super_resolve", upload(server.url, "cat.png", CAT.read_bytes()), "no folder faces-sr-1d")
-    assert_runs(server, "generate", "cat", PIXELS)
-    assert_runs(server, "complete", handle_file(CAT), PIXELS // 2)
-
-
-def test_other_faces_and_a_damaged_generator(servers, tiny):
-    server, folder = servers["tiny-sr"], tiny["tiny-sr"]
-    assert "Generate, Complete: cifar10-dmol-1d: not loaded." in server.log
-    assert "model.safetensors is damaged" in server.log
-    assert f"Super-resolve: {folder}, {parameters(folder)}\n" in server.log
-    assert_no_weights(server, "generate", "surprise me", "model.safetensors is damaged")
-    assert_no_weights(
-        server, "complete", upload(server.url, "cat.png", CAT.read_bytes()), "model.safetensors is damaged"
-    )
-    assert_runs(server, "super_resolve", handle_file(FACE), PIXELS)

@@ -5,7 +5,6 @@ Chromium through Playwright. What a canvas shows is read from its `data-n`, the 
 
 import re
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +12,11 @@ from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from imtx import CIFAR10_CLASSES, ImageTransformer, pixel_order
 from server import drawn
+from visitor import ARGUMENTS, CHROMIUM, PIXELS, TABS, Visitor
 
 pytest_plugins = "app_fixtures"
-
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]
-TABS = {"Generate": "generate", "Complete": "complete", "Super-resolve": "super-resolve"}
-PIXELS = 1024
-SLOW = 60_000  # ms; a run takes 2 to 10 s, more on a busy machine
-expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -38,123 +29,13 @@ def browser():
         chromium.close()
 
 
-class Visitor:
-    """A page of the demo, and everything that goes wrong in it."""
-
-    def __init__(self, browser, url: str, width: int = 1100, query: str = ""):
-        self.context = browser.new_context(viewport={"width": width, "height": 900})
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(SLOW)
-        self.outside, self.errors = [], []
-        own = (url, "data:", "blob:")
-        self.page.on("request", lambda r: None if r.url.startswith(own) else self.outside.append(r.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(url + query)
-        self.open("Generate")
-
-    def open(self, tab: str) -> None:
-        self.task = TABS[tab]
-        self.page.get_by_role("tab", name=tab, exact=True).click()
-        self.page.wait_for_selector(f"{self.canvas}[data-n]")
-
-    @property
-    def canvas(self) -> str:
-        return f"#canvas-{self.task} .imtx-canvas"
-
-    @property
-    def n(self) -> int:
-        return int(self.page.locator(self.canvas).get_attribute("data-n"))
-
-    def press(self, name: str) -> None:
-        self.page.get_by_role("button", name=name, exact=True).click()
-
-    def set(self, label: str, number: float) -> None:
-        field = self.page.locator(f'input[aria-label="number input for {label}"]:visible')
-        field.fill(str(number))
-        field.press("Tab")
-
-    @property
-    def seed(self) -> str:
-        return self.page.locator('input[type=number][aria-label="Seed"]:visible').input_value()
-
-    def run(self) -> None:
-        """Presses Run, and notes from then on when which number of pixels is shown: [{n, t}], t in ms since 1970."""
-        self.page.evaluate("""(canvas) => {
-            const root = document.querySelector(canvas);
-            window.observer?.disconnect();
-            window.seen = [];
-            window.observer = new MutationObserver(() => {
-                const n = +root.dataset.n;
-                if (seen.at(-1)?.n !== n) seen.push({n, t: performance.timeOrigin + performance.now()});
-            });
-            observer.observe(root, {attributes: true, attributeFilter: ['data-n']});
-        }""", self.canvas)
-        self.press("Run")
-
-    def wait_until_drawing(self, least: int = 1) -> None:
-        self.page.wait_for_function(
-            f"() => seen.length > 1 && seen.at(-1).n < {PIXELS} && seen.at(-1).n >= seen[0].n + {least}"
-        )
-
-    def wait_until_drawn(self) -> list[dict]:
-        """What was seen of a whole run."""
-        self.page.wait_for_function(f"() => seen.length > 1 && seen.at(-1).n === {PIXELS}")
-        expect(self.text()).to_contain_text("1024 of 1024 pixels in")
-        return self.page.evaluate("seen")
-
-    def text(self):
-        return self.page.locator(f"{self.canvas} .imtx-text")
-
-    def picture(self, label: str):
-        """The picture component of that label."""
-        return self.page.locator(".block:visible").filter(
-            has=self.page.get_by_test_id("block-label").filter(has_text=label)
-        )
-
-    def upload(self, label: str, path: Path) -> None:
-        block = self.picture(label)
-        if (remove := block.get_by_role("button", name="Remove Image")).is_visible():
-            remove.click()
-        block.locator("input[type=file]").set_input_files(path)
-
-    def preview(self) -> np.ndarray:
-        """The pixels of "What becomes 8x8", as the browser decodes them."""
-        height, width, *data = self.page.evaluate("""async (image) => {
-            await image.decode();
-            const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
-            const context = canvas.getContext('2d');
-            context.drawImage(image, 0, 0);
-            const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
-            return [canvas.height, canvas.width, ...data];
-        }""", self.picture("What becomes 8x8").locator("img").element_handle())
-        return np.array(data, np.uint8).reshape(height, width, 4)[:, :, :3]
-
-    def preview_source(self) -> str:
-        return self.picture("What becomes 8x8").locator("img").get_attribute("src")
-
-    def wait_for_another_preview(self, old: str) -> np.ndarray:
-        expect(self.picture("What becomes 8x8").locator("img")).not_to_have_attribute("src", old)
-        return self.preview()
-
-    def assert_refused(self, words: str) -> None:
-        """A toast says so, in a sentence; it is closed."""
-        toast = self.page.locator(".toast-body")
-        expect(toast).to_contain_text(words)
-        assert "/" not in toast.inner_text() and "Traceback" not in toast.inner_text()
-        toast.locator(".toast-close").click()
-        expect(toast).to_have_count(0)
-
-    def fits(self) -> bool:
-        return self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
 @pytest.fixture
 def visit(browser, app):
     """Opens the demo as a new visitor. At the end, nobody's page may have failed or asked another host for anything."""
     visitors = []
 
-    def open_page(**options) -> Visitor:
-        visitors.append(Visitor(browser, app.url, **options))
+    def open_page(url: str = app.url, **options) -> Visitor:
+        visitors.append(Visitor(browser, url, **options))
         return visitors[-1]
 
     yield open_page
@@ -353,3 +234,100 @@ def test_examples(visit):
         expect(image).not_to_have_attribute("src", old)
         expect(image).to_have_js_property("complete", True)
         assert image.evaluate("image => image.naturalWidth") > 0
+
+
+# ---- the models to choose from ------------------------------------------------------------------------------
+
+OPAQUE = """(selector) => {
+    const canvas = document.querySelector(selector);
+    const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    return Array.from({length: data.length / 4}, (_, pixel) => pixel).filter((pixel) => data[4 * pixel + 3] === 255);
+}"""
+
+
+def watch_pixels(visitor: Visitor) -> None:
+    """Notes from now on which pixels of the first sample show whenever the number of drawn ones changes."""
+    visitor.page.evaluate(f"""(canvas) => {{
+        const root = document.querySelector(canvas), opaque = {OPAQUE};
+        window.masks = {{}};
+        new MutationObserver(() => masks[root.dataset.n] = opaque(`${{canvas}} canvas`))
+            .observe(root, {{attributes: true, attributeFilter: ['data-n']}});
+    }}""", visitor.canvas)
+
+
+def assert_block_order(visitor: Visitor, order: list[int], given: int) -> None:
+    """What was seen since `watch_pixels` of a run that is finished, and its replay: the first n of `order`, and a mark."""
+    live = visitor.page.evaluate("masks")
+    slider = visitor.page.locator(f"{visitor.canvas} .imtx-replay input")
+    visitor.page.evaluate("masks = {}")
+    for n in (given + 5, given + 100, len(order), given):
+        slider.fill(str(n))
+    replayed = visitor.page.evaluate("masks")
+    assert len(live) >= 8 and replayed.keys() == {str(n) for n in (given, given + 5, given + 100, len(order))}
+    for masks in (live, replayed):
+        for n, mask in masks.items():
+            mark = order[int(n) : int(n) + 1] if int(n) > given else []
+            assert mask == sorted(order[: int(n)] + mark), n
+
+
+@pytest.fixture
+def order(small_models):
+    return pixel_order(ImageTransformer.from_pretrained(small_models["blocks-dmol"])).tolist()
+
+
+def test_another_model_and_its_classes(visit, small_servers, order):
+    visitor = visit(url=small_servers["generators"].url)
+    assert visitor.options("Model")[:3] == ["tiny", "rows-dmol", "blocks-dmol"]
+    expect(visitor.block("Model")).to_contain_text("32x32 pictures row by row. 1D layout, DMOL output")
+    assert visitor.options("Class", choose="cat") == ["surprise me", *CIFAR10_CLASSES, "no class"]
+    visitor.options("Model", choose="blocks-dmol")
+    expect(visitor.block("Model")).to_contain_text("24x24 pictures in blocks 12 pixels wide and 8 high. 2D layout, DMOL output")
+    assert visitor.options("Class") == ["surprise me", "cat", "sparrow", "no class"]
+    expect(visitor.dropdown("Class")).to_have_value("cat")  # as before
+    visitor.options("Class", choose="sparrow")
+    visitor.options("Model", choose="rows-dmol")
+    expect(visitor.dropdown("Class")).to_have_value("surprise me")
+    visitor.options("Model", choose="broken")
+    expect(visitor.block("Model")).to_contain_text("Cannot be used. model.safetensors is damaged")
+    visitor.press("Run")
+    visitor.assert_refused("weights of broken are not loaded")
+    visitor.options("Model", choose="rows-categorical")
+    expect(visitor.dropdown("Class")).to_have_value("no class")
+    expect(visitor.dropdown("Class")).to_be_disabled()
+    visitor.options("Model", choose="blocks-dmol")
+    visitor.options("Class", choose="sparrow")
+    visitor.set("Samples", 2)
+    watch_pixels(visitor)
+    visitor.press("Run")
+    expect(visitor.text()).to_contain_text("576 of 576 pixels in")
+    expect(visitor.text()).to_contain_text("sparrow, seed")
+    assert_block_order(visitor, order, 0)
+
+
+def test_another_model_completes(visit, small_servers, order):
+    visitor = visit(url=small_servers["generators"].url)
+    visitor.open("Complete")
+    expect(visitor.page.get_by_text("The top 16 of 32 rows are kept.")).to_be_visible()
+    visitor.options("Model", choose="tall-blocks")
+    sentence = "This model draws blocks of 16 rows and cannot keep a top half: choose another model."
+    expect(visitor.page.get_by_text(sentence)).to_be_visible()
+    visitor.press("Run")
+    visitor.assert_refused(sentence)
+    visitor.options("Model", choose="blocks-dmol")
+    expect(visitor.page.get_by_text("This model draws blocks of 8 rows: the top 8 rows are kept.")).to_be_visible()
+    watch_pixels(visitor)
+    visitor.press("Run")
+    expect(visitor.text()).to_contain_text("576 of 576 pixels in")
+    assert_block_order(visitor, order, 8 * 24)
+
+
+def test_another_model_super_resolves(visit, small_servers):
+    visitor = visit(url=small_servers["upscalers"].url)
+    visitor.open("Super-resolve")
+    for name, source, size in (("sr-blocks-dmol", 6, 24), ("sr-rows-categorical", 8, 16)):
+        old = visitor.preview_source()
+        visitor.options("Model", choose=name)
+        assert visitor.wait_for_another_preview(old, source).shape == (size, size, 3)
+        visitor.run()
+        expect(visitor.text()).to_contain_text(f"{size**2} of {size**2} pixels in")
+        expect(visitor.page.get_by_text(f"{source}x{source} input")).to_be_visible()

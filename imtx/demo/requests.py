@@ -56,6 +56,20 @@ def seeds(first: int, number: int) -> list[int]:
     return [(first + i) % SEEDS for i in range(number)]
 
 
+def one_of(models: dict, name):
+    """The model of that name among those of a task; None means the first. No other name is looked up anywhere."""
+    if name is None:
+        return next(iter(models.values()))
+    if not isinstance(name, str) or name not in models:
+        raise refusal(f"There is no such model here. Choose one of: {', '.join(models)}.")
+    return models[name]
+
+
+def choices(classes: tuple[str, ...]) -> list[str]:
+    """What `label` takes."""
+    return [SURPRISE, *classes, NO_CLASS] if classes else [NO_CLASS]
+
+
 def label(name, classes: tuple[str, ...], chance: int) -> int:
     """The index of a class; `len(classes)` is "no class". `chance`, the seed, decides which class surprises."""
     if name == NO_CLASS or name == SURPRISE and not classes:
@@ -63,7 +77,7 @@ def label(name, classes: tuple[str, ...], chance: int) -> int:
     if name == SURPRISE:
         return random.Random(chance).randrange(len(classes))
     if name not in classes:
-        raise refusal(f"There is no such class. Choose one of: {', '.join((*classes, NO_CLASS, SURPRISE))}.")
+        raise refusal(f"There is no such class. Choose one of: {', '.join(choices(classes))}.")
     return classes.index(name)
 
 

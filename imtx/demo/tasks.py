@@ -5,70 +5,36 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import torch
 
-from ..checkpoint import CheckpointError, find
 from ..images import BICUBIC, MAX_ZOOM, NEAREST, area_means, enlarge, save_png, source_and_truth, square_crop
 from ..model import ImageTransformer
 from ..sampling import pixel_order, sample
 from . import requests
 from .canvas import Stream
 from .gallery import read as read_gallery
+from .models import Installed, kept_rows
 
 FRAMES_A_SECOND = 12  # what a slow link still shows
 LEAST_FRAMES = 16  # a picture, however fast it is drawn
-
-GENERATOR, UPSCALER = "cifar10-dmol-1d", "faces-sr-1d"  # the bundled models, which drew the gallery
 
 # What an endpoint yields: the canvas's value, the PNG files (at the end), the seed used.
 Frames = Iterator[tuple[dict, list[str] | None, int]]
 
 
-class Loaded:
-    """A model for a task, or the reason why there is none: the rest of the demo goes on without it."""
-
-    def __init__(self, name: str | Path):
-        self.name, self._model = str(name), None
-        self.error = self.public_error = ""  # for the log; for visitors, who need not know where files lie
-        try:
-            folder = find(name)
-        except CheckpointError as error:
-            self.error = self.public_error = str(error)
-            return
-        try:
-            self._model = ImageTransformer.from_pretrained(folder)
-        except CheckpointError as error:
-            self.error = str(error)
-            self.public_error = self.error.replace(f"{folder}/", "").replace(str(folder), folder.name)
-
-    @property
-    def loaded(self) -> bool:
-        return self._model is not None
-
-    @property
-    def model(self) -> ImageTransformer:
-        if self._model is None:
-            raise requests.refusal(f"The weights of this task are not loaded. {self.public_error}")
-        return self._model
-
-    def __str__(self) -> str:
-        if self._model is None:
-            return f"{self.name}: not loaded. {self.error}"
-        return f"{self.name}, {sum(p.numel() for p in self._model.parameters()):,} parameters"
-
-
 class Tasks:
-    """generator: a class-conditional model; upscaler: a super-resolution model; examples: folder of example pictures."""
+    """generators, upscalers: the models of a task by name, its default first; examples: folder of example pictures."""
 
-    def __init__(self, generator: Loaded, upscaler: Loaded, examples: Path):
-        self.generator, self.upscaler, self.examples = generator, upscaler, examples
+    def __init__(self, generators: dict[str, Installed], upscalers: dict[str, Installed], examples: Path):
+        self.generators, self.upscalers, self.examples = generators, upscalers, examples
 
     # Parameter names are the API's.
 
-    def generate(self, class_name, temperature, count, seed) -> Frames:
-        """Draws 32x32 pictures of a class from nothing, pixel by pixel."""
-        model = self.generator.model
+    def generate(self, class_name, temperature, count, seed, model) -> Frames:
+        """Draws pictures of a class from nothing, pixel by pixel."""
+        model = requests.one_of(self.generators, model).model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
         classes = model.config.classes
         label = requests.label(class_name, classes, chance=seed)
@@ -79,22 +45,24 @@ class Tasks:
         about = f"{(*classes, 'no class')[label]}, seed {seed}"
         yield from _show(pictures, stream, about, seed)
 
-    def complete(self, image, temperature, count, seed) -> Frames:
-        """Keeps the top half of a picture and draws endings for it."""
-        model = self.generator.model
+    def complete(self, image, temperature, count, seed, model) -> Frames:
+        """Keeps the top half of a picture, or what of it the model draws first, and draws endings for it."""
+        chosen = requests.one_of(self.generators, model)
+        model = chosen.model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
         truth = square_crop(requests.picture(image, self.examples), model.config.image_size)
-        given = model.config.image_size**2 // 2
+        if not kept_rows(model):
+            raise requests.refusal(chosen.about_completing)
         stream = complete_stream(model, truth, count)
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature,
-            given=torch.from_numpy(truth), given_pixels=given,
+            given=torch.from_numpy(truth), given_pixels=stream.done,
         )
         yield from _show(pictures, stream, f"seed {seed}", seed)
 
-    def super_resolve(self, image, temperature, count, seed) -> Frames:
-        """Draws 32x32 pictures that fit an 8x8 one. Any other picture becomes 8x8 by area means of its centre crop."""
-        model = self.upscaler.model
+    def super_resolve(self, image, temperature, count, seed, model) -> Frames:
+        """Draws pictures of 32x32 that fit one of 8x8. Any other becomes 8x8 by area means of its centre crop."""
+        model = requests.one_of(self.upscalers, model).model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
         sizes = (model.config.source_size, model.config.image_size)
         source, truth = source_and_truth(requests.picture(image, self.examples), *sizes)
@@ -104,29 +72,50 @@ class Tasks:
         )
         yield from _show(pictures, stream, f"seed {seed}", seed)
 
+    # What follows a choice in a "Model" dropdown: the line under it, and what else on the page depends on the model.
+
+    def choose_generator(self, model, class_name) -> tuple[dict, dict]:
+        """The classes are the new model's; the one that was chosen stays if it is among them."""
+        chosen = requests.one_of(self.generators, model)
+        about, names = chosen.about, requests.choices(chosen.classes)
+        value = class_name if class_name in names else names[0]
+        return gr.update(info=about), gr.update(choices=names, value=value, interactive=len(names) > 1)
+
+    def choose_completer(self, model) -> tuple[dict, str]:
+        chosen = requests.one_of(self.generators, model)
+        return gr.update(info=chosen.about), chosen.about_completing
+
+    def choose_upscaler(self, model) -> dict:
+        return gr.update(info=requests.one_of(self.upscalers, model).about)
+
     def ready(self, gallery: Path) -> dict[str, dict | None]:
-        """For each task a finished run from `gallery`, as the canvas's value; None if another model runs than drew it."""
+        """For each task a finished run from `gallery`, as the canvas's value; None if it starts with another model."""
         values = dict.fromkeys(("generate", "complete", "super-resolve"))
-        if self.generator.loaded and self.generator.name == GENERATOR:
+        generator, upscaler = (next(iter(models.values())) for models in (self.generators, self.upscalers))
+        if generator.drew_the_gallery and generator.load():
             pictures, text = read_gallery(gallery, "generate")
-            values["generate"] = _finished(generate_stream(self.generator.model, len(pictures)), pictures, text)
+            values["generate"] = _finished(generate_stream(generator.model, len(pictures)), pictures, text)
             (truth, *pictures), text = read_gallery(gallery, "complete")
-            stream = complete_stream(self.generator.model, truth, len(pictures))
+            stream = complete_stream(generator.model, truth, len(pictures))
             values["complete"] = _finished(stream, np.stack(pictures), text)
-        if self.upscaler.loaded and self.upscaler.name == UPSCALER:
+        if upscaler.drew_the_gallery and upscaler.load():
             (truth, *pictures), text = read_gallery(gallery, "super-resolve")
-            factor = len(truth) // self.upscaler.model.config.source_size
-            stream = upscale_stream(self.upscaler.model, area_means(truth, factor), truth, len(pictures))
+            factor = len(truth) // upscaler.model.config.source_size
+            stream = upscale_stream(upscaler.model, area_means(truth, factor), truth, len(pictures))
             values["super-resolve"] = _finished(stream, np.stack(pictures), text)
         return values
 
-    def frame(self, picture, zoom, x, y) -> Iterator[str | None]:
+    def frame(self, picture, zoom, x, y, model) -> Iterator[dict]:
         """The part of a picture that is super-resolved, as a PNG file; one of the source's size stays as it is."""
-        if picture is None or not self.upscaler.loaded:  # in that case, Run says why
-            yield None
+        config = requests.one_of(self.upscalers, model).config
+        if config is None:  # the line under the dropdown says why, and so does Run
+            yield gr.update(value=None)
             return
-        config, upright = self.upscaler.model.config, requests.picture(picture, self.examples)
-        zoom = requests.between(zoom, 1, MAX_ZOOM, "Zoom")
+        label = f"What becomes {config.source_size}x{config.source_size}"
+        if picture is None:
+            yield gr.update(value=None, label=label)
+            return
+        upright, zoom = requests.picture(picture, self.examples), requests.between(zoom, 1, MAX_ZOOM, "Zoom")
         x, y = (requests.between(share, 0, 1, "The place of the crop") for share in (x, y))
         if upright.size == (config.source_size, config.source_size):
             pixels = np.array(upright)
@@ -135,7 +124,7 @@ class Tasks:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "crop.png"
             save_png(pixels, path)
-            yield str(path)  # gradio copies the file before it asks for more
+            yield gr.update(value=str(path), label=label)  # gradio copies the file before it asks for more
 
 
 def generate_stream(model: ImageTransformer, count: int) -> Stream:
@@ -143,10 +132,10 @@ def generate_stream(model: ImageTransformer, count: int) -> Stream:
 
 
 def complete_stream(model: ImageTransformer, truth: np.ndarray, count: int) -> Stream:
-    size = model.config.image_size
+    """Of `truth`, (size, size, 3) uint8, the rows that the model can keep are given."""
+    size, rows = model.config.image_size, kept_rows(model)
     return Stream(
-        count, size, base=truth, given=size**2 // 2, order=_order(model),
-        reference=[("Given", truth[: size // 2]), ("Truth", truth)],
+        count, size, base=truth, given=rows * size, order=_order(model), reference=[("Given", truth[:rows]), ("Truth", truth)]
     )
 
 
