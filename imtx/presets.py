@@ -41,6 +41,9 @@ MODERN_PRESETS = {
         output="categorical", classes=CIFAR10_CLASSES, width=64, layers=2, heads=2, ffn=128,
         query_block=192, memory_block=192,
     ),
+    "tiny-2d": Config(
+        layout="2d", classes=CIFAR10_CLASSES, width=64, layers=2, heads=2, ffn=128, query_block=(8, 8), memory_block=(8, 8)
+    ),
     "tiny-sr": Config(
         source_size=8, encoder_layers=1, width=64, layers=2, heads=2, ffn=128, query_block=128, memory_block=128
     ),
@@ -53,6 +56,10 @@ MODERN_PRESETS = {
     # For one GPU.
     "cifar10-dmol-1d": Config(classes=CIFAR10_CLASSES, width=256, layers=14, heads=8, ffn=768, dropout=0.1),
     "faces-sr-1d": Config(source_size=8, encoder_layers=4, width=256, layers=8, heads=8, ffn=768, dropout=0.1),
+    "faces-sr-2d": Config(
+        layout="2d", source_size=8, encoder_layers=4, width=256, layers=8, heads=8, ffn=768, dropout=0.1,
+        query_block=(8, 8), memory_block=(8, 8),
+    ),
 }
 
 # The paper's comparison of block sizes (8, 16, 64 and 256 sub-pixels), with its block, in a size for a CPU.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from imtx import PRESETS, ImageTransformer
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "train"))
+
+from checkpoints import Checkpoints
 
 
 def pictures(count: int, seed: int) -> np.ndarray:
@@ -31,13 +36,16 @@ def pictures(count: int, seed: int) -> np.ndarray:
     return (corner + slope[:, 0] * across + slope[:, 1] * down).clip(0, 255).astype(np.uint8)
 
 
-def write(path: Path, images: np.ndarray, column: str = "image", labels: bool = True) -> None:
+def write(path: Path, images: np.ndarray, column: str = "image", labels: bool | list[int] = True) -> None:
+    """A parquet file of images (N, h, w, 3) uint8 with the given labels, 0 to 9 in turn (True) or none (False)."""
     cells = []
     for image in images:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "png")
         cells.append({"bytes": file.getvalue(), "path": None})
-    columns = {column: cells} | ({"label": [i % 10 for i in range(len(images))]} if labels else {})
+    if labels is True:
+        labels = [i % 10 for i in range(len(images))]
+    columns = {column: cells} | ({"label": labels} if labels else {})
     pq.write_table(pa.table(columns), path)
 
 
@@ -50,10 +58,29 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def run(script: str, *arguments) -> subprocess.CompletedProcess:
+def run(script: str | Path, *arguments, interpreter=(sys.executable,)) -> subprocess.CompletedProcess:
+    """A script of train/, or one with an absolute path."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, f"train/{script}", *map(str, arguments)]
+    command = [*interpreter, str(ROOT / "train" / script), *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def altered(path: Path, change: str) -> Path:
+    """A script that is train.py after a change: lines of Python that run first, with `imtx` at hand."""
+    first = f"import os, runpy, sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'train')!r}]\nimport imtx\n"
+    path.write_text(first + change + f"\nrunpy.run_path({str(ROOT / 'train/train.py')!r}, run_name='__main__')\n")
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of the two models in a checkpoint."""
+    models = {name: ImageTransformer.from_pretrained(folder / name).state_dict() for name in ("raw", "ema")}
+    return {f"{name} {key}": weight for name, state in models.items() for key, weight in state.items()}
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
 
 
 def last_line(done: subprocess.CompletedProcess) -> dict:
@@ -89,9 +116,115 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, trained, tmp_p
     interrupted = tmp_path / "run"
     shutil.copytree(trained / "checkpoints/step-00000004", interrupted / "checkpoints/step-00000004")
     assert train(data, interrupted, "--max-steps", 8, "--resume", "latest")["steps"] == 8
-    expected = ImageTransformer.from_pretrained(trained / "model").state_dict()
-    resumed = ImageTransformer.from_pretrained(interrupted / "model").state_dict()
-    assert all(torch.equal(resumed[name], weight) for name, weight in expected.items())
+    last = "checkpoints/step-00000008"
+    assert_equal(weights(interrupted / last), weights(trained / last))
+
+
+def test_a_checkpoint_holds_the_trained_weights_and_their_average_as_models_and_nothing_twice(trained):
+    folder = trained / "checkpoints/step-00000008"
+    assert {path.name for path in folder.iterdir()} == {
+        "raw", "ema", "optimizer.bin", "optimizer_1.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"
+    }
+    assert (folder / "custom_checkpoint_0.pkl").stat().st_size < 10_000  # progress, no weights
+    for name in ("raw", "ema"):
+        assert {path.name for path in (folder / name).iterdir()} == {"config.json", "model.safetensors"}
+        with safe_open(folder / name / "model.safetensors", framework="pt") as file:
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F32"}
+    raw, ema = (ImageTransformer.from_pretrained(folder / name).state_dict() for name in ("raw", "ema"))
+    assert not torch.equal(raw["head.weight"], ema["head.weight"])
+    assert_equal(ImageTransformer.from_pretrained(trained / "model").state_dict(), ema)
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(data, trained, tmp_path):
+    killed = altered(tmp_path / "killed.py", """
+save = imtx.ImageTransformer.save_pretrained
+def save_pretrained(model, folder):
+    save(model, folder)
+    if "step-00000008" in str(folder):
+        os.kill(os.getpid(), 9)
+imtx.ImageTransformer.save_pretrained = save_pretrained
+""")
+    output = tmp_path / "run"
+    options = ("--preset", "tiny", "--data", data, "--output", output, "--max-steps", 8,
+               "--validation", 4, "--batch-size", 4, "--warmup", 2, "--every", 4)
+    assert run(killed, *options).returncode == -signal.SIGKILL
+    left = {path.name for path in (output / "checkpoints").iterdir()}
+    assert left == {"step-00000004", "before-decay", ".step-00000008.part"}
+    (output / "checkpoints/.step-00000008.part/stale").touch()  # what is left is not written into again
+    assert last_line(run("train.py", *options, "--resume", "latest"))["steps"] == 8
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {"step-00000004", "before-decay", "step-00000008"}
+    last = "checkpoints/step-00000008"
+    assert not (output / last / "stale").exists()
+    assert_equal(weights(output / last), weights(trained / last))
+
+
+@pytest.fixture
+def folders(tmp_path) -> Checkpoints:
+    """Checkpoints of which only the folders are looked at."""
+    accelerator = SimpleNamespace(
+        register_save_state_pre_hook=lambda hook: None, register_load_state_pre_hook=lambda hook: None,
+        wait_for_everyone=lambda: None, is_main_process=True, save_state=lambda folder: Path(folder).mkdir(),
+    )
+    return Checkpoints(tmp_path, accelerator, raw=None, ema=None, kept=3)
+
+
+@pytest.mark.parametrize(
+    "left, after",
+    [
+        ({".step-00000004.part", "step-00000002"}, {"step-00000002": "step-00000002"}),
+        ({".step-00000004.gone", ".before-decay.part"}, {}),
+        ({".before-decay.part", ".before-decay.old"}, {"before-decay": ".before-decay.old"}),  # between the two renames
+        ({"before-decay", ".before-decay.old"}, {"before-decay": "before-decay"}),  # after them
+    ],
+)
+def test_what_a_killed_run_left_is_cleared_up_and_nothing_whole_is_lost(left, after, folders):
+    for name in left:
+        (folders.folder / name).mkdir()
+        (folders.folder / name / "was").write_text(name)
+    assert folders.in_use() == bool(after)
+    folders.tidy()
+    assert {path.name: (path / "was").read_text() for path in folders.folder.iterdir()} == after
+    assert folders.in_use() == bool(after)
+
+
+def test_checkpoints_are_replaced_kept_and_removed_whole(folders, monkeypatch):
+    for step in range(1, 6):
+        folders.save(f"step-{step:08d}")
+    assert [path.name for path in folders.steps()] == ["step-00000003", "step-00000004", "step-00000005"]
+    (folders.find("latest") / "old").touch()
+    folders.save("step-00000005")
+    assert {path.name for path in folders.folder.iterdir()} == {path.name for path in folders.steps()}
+    assert not list(folders.find("step-00000005").iterdir())
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)  # a folder that is removed has lost its name before its files
+    with pytest.raises(KeyboardInterrupt):
+        folders.forget_after(4)
+    assert [path.name for path in folders.steps()] == ["step-00000003", "step-00000004"]
+
+
+def test_two_processes_with_dropout_resume_bit_for_bit(data, tmp_path):
+    script = altered(tmp_path / "dropout.py", """
+from dataclasses import replace
+imtx.PRESETS["tiny"] = replace(imtx.PRESETS["tiny"], layers=1, dropout=0.2)
+os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, two processes that know nothing of each other
+""")
+
+    def train(output: Path, *arguments) -> dict:
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+        return last_line(run(script, "--preset", "tiny", "--data", data, "--output", output, "--max-steps", 4, "--every", 2,
+                             "--validation", 4, "--batch-size", 4, "--warmup", 2, *arguments, interpreter=torchrun))
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert train(whole)["num_processes"] == 2
+    first, last = "checkpoints/step-00000002", "checkpoints/step-00000004"
+    assert {path.name for path in (whole / first).glob("random_states*")} == {"random_states_0.pkl", "random_states_1.pkl"}
+    shutil.copytree(whole / first, resumed / first)
+    train(resumed, "--resume", "latest")
+    assert_equal(weights(resumed / last), weights(whole / last))
+    assert {path.name for path in (resumed / "checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
 
 
 def test_a_run_is_prolonged_from_before_its_decay(data, trained, tmp_path):
@@ -160,27 +293,6 @@ def test_the_other_presets_train_and_evaluate(preset, data, tmp_path):
     assert result[shuffled] != result["bits_per_dim"]
 
 
-def test_evaluation_counts_every_image_once_at_any_batch_size(data, trained):
-    def evaluate(batch_size: int) -> dict:
-        return last_line(run("evaluate.py", "--checkpoint", trained / "model", "--data", data, "--batch-size", batch_size))
-
-    one, four = evaluate(1), evaluate(4)  # 4 does not divide the 6 images
-    assert one["images"] == four["images"] == 6
-    assert one["bits_per_dim"] == pytest.approx(four["bits_per_dim"], abs=1e-5)
-    model = ImageTransformer.from_pretrained(trained / "model")
-    assert one["parameters"] == sum(p.numel() for p in model.parameters())
-    images = torch.from_numpy(pictures(6, 2))
-    with torch.no_grad():
-        nats = -model.log_prob(images, torch.arange(6)).double().sum().item()
-    assert one["bits_per_dim"] == pytest.approx(nats / (math.log(2) * 6 * 3072), abs=1e-5)
-
-
-def test_labels_are_optional_for_evaluation(trained, tmp_path):
-    write(tmp_path / "own.parquet", pictures(2, 5), labels=False)
-    done = run("evaluate.py", "--checkpoint", trained / "model", "--data", tmp_path / "own.parquet")
-    assert last_line(done)["images"] == 2 and "no class" in done.stdout
-
-
 @pytest.mark.parametrize(
     "make, sentence",
     [
@@ -203,8 +315,3 @@ def test_a_budget_is_needed_and_a_checkpoint_to_resume(data, tmp_path):
     done = run("train.py", "--preset", "tiny", "--data", data, "--output", tmp_path, "--max-steps", 2,
                "--validation", 4, "--resume", "latest")
     assert done.returncode != 0 and "holds no checkpoint yet" in done.stderr
-
-
-def test_a_missing_checkpoint_is_named(data, tmp_path):
-    done = run("evaluate.py", "--checkpoint", tmp_path / "nowhere", "--data", data)
-    assert done.returncode != 0 and "nowhere" in done.stderr and "Traceback" not in done.stderr

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from imtx import Config
+
 
 @dataclass
 class Images:
@@ -24,12 +26,13 @@ class Images:
         return Images(self.pixels[index], None if self.labels is None else self.labels[index])
 
 
-def load(data: str, split: str, size: int, limit: int | None = None) -> Images:
+def load(data: str, split: str, config: Config, limit: int | None = None) -> Images:
     """The images of a parquet file, or of a folder's `split`-*.parquet files in order; the first `limit` if given.
 
-    Columns: `image` (an encoded picture) and, optionally, `label`. Raises SystemExit with a sentence for data that
-    cannot be used: this is what the command line shows.
+    Columns: `image` (an encoded picture) and, optionally, `label`. Raises SystemExit with a sentence for data that a
+    model of this configuration cannot use: this is what the command line shows.
     """
+    size, levels = config.image_size, config.levels
     path = Path(data)
     files = sorted(path.glob(f"{split}-*.parquet")) if path.is_dir() else [path]
     if not files:
@@ -56,6 +59,8 @@ def load(data: str, split: str, size: int, limit: int | None = None) -> Images:
                     f"{file}, row {number}: the picture is {picture.shape[1]}x{picture.shape[0]}, "
                     f"the model's are {size}x{size}."
                 )
+            if picture.max() >= levels:  # a compiled training step does not look
+                raise SystemExit(f"{file}, row {number}: level {picture.max()} is not one of the model's, 0..{levels - 1}.")
             pixels.append(picture)
         if "label" in rows.column_names:
             if not pa.types.is_integer(rows["label"].type) or rows["label"].null_count:
@@ -65,6 +70,8 @@ def load(data: str, split: str, size: int, limit: int | None = None) -> Images:
             break
     if not pixels:
         raise SystemExit(f"{path} holds no image.")
+    if labels and len(labels) < len(pixels):
+        raise SystemExit(f"{path}: some of its files have a column `label` and some have none.")
     return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels) if labels else None)
 
 
@@ -76,4 +83,4 @@ def check_labels(images: Images, classes: tuple[str, ...], data: str) -> None:
         raise SystemExit(f"The model has {len(classes)} classes, and {data} has no column `label`.")
     low, high = images.labels.min().item(), images.labels.max().item()
     if low < 0 or high >= len(classes):
-        raise SystemExit(f"{data} has labels from {low} to {high}; the model's {len(classes)} classes are 0..{len(classes) - 1}.")
+        raise SystemExit(f"{data} has labels {low} to {high}; the model's {len(classes)} classes are 0..{len(classes) - 1}.")

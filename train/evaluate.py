@@ -1,8 +1,14 @@
-"""Bits/dim of a model on held-out images: python train/evaluate.py --checkpoint DIR --data FOLDER."""
+"""Bits/dim of a model on held-out images: python train/evaluate.py --checkpoint FOLDER --data FOLDER.
+
+The figure is the negative log-likelihood in bits, over all images, each counted once, divided by the number of
+sub-pixels: of p(image), of p(image | class) for a model with classes and labelled data, and of p(high | low) for a
+super-resolution model, where low is the image reduced by area means. The same with labels or sources shuffled tells
+whether the model listens to them. The last line of output is one JSON object.
+"""
 
 import argparse
 import json
-import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,75 +19,138 @@ import torch
 from tqdm import tqdm
 
 import data
-from imtx import CheckpointError, ImageTransformer
-from imtx.images import area_means
+from averaging import average, open_model
+from imtx import ImageTransformer, draw
+from likelihood import bits, bits_per_dim, breakdown, measure, sources_of
+
+SAMPLES = 64  # for the consistency of a super-resolution model
 
 
-def sources_of(images: data.Images, source_size: int) -> torch.Tensor | None:
-    """(N, h, w, 3) uint8 -> (N, s, s, 3) uint8: rounded area means; None for a model without sources."""
-    if not source_size:
-        return None
-    return torch.from_numpy(area_means(images.pixels.numpy(), images.pixels.shape[1] // source_size))
-
-
-@torch.inference_mode()
-def nats(model: ImageTransformer, images: data.Images, batch_size: int = 16, shuffle: bool = False) -> torch.Tensor:
-    """-log p of each image, (N,) float64, summed from float32 log-probabilities of the positions.
-
-    With `shuffle`, each image gets the label or source of the image before it in a fixed random order.
-    """
-    config, device = model.config, model.order.device
-    sources, labels = sources_of(images, config.source_size), images.labels if config.classes else None
-    if shuffle:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        other = torch.empty_like(order)
-        other[order] = order.roll(1)
-        sources, labels = (None if t is None else t[other] for t in (sources, labels))
-    total = []
-    for batch in tqdm(torch.arange(len(images)).split(batch_size), desc="evaluate", disable=None, leave=False):
-        label, source = (None if t is None else t[batch].to(device) for t in (labels, sources))
-        log_prob = model.log_prob(images.pixels[batch].to(device), label, source)  # (n, P)
-        total.append(-log_prob.double().sum(dim=1).cpu())
-    return torch.cat(total)
-
-
-def bits_per_dim(model: ImageTransformer, images: data.Images, **options) -> float:
-    """Total nats / (ln 2 x sub-pixels), every image counted once (paper section 5)."""
-    return nats(model, images, **options).sum().item() / (math.log(2) * model.config.sub_pixels * len(images))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="model folder, bundled name or Hub id")
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--checkpoint", metavar="MODEL",
+        help="model folder, bundled name or Hub id; of a training run OUTPUT/checkpoints/step-.../raw, the trained weights, "
+        "or .../ema, their moving average",
+    )
+    which.add_argument(
+        "--average", metavar="MODEL", nargs="+", help="two or more of these: evaluate the arithmetic mean of their weights"
+    )
+    parser.add_argument("--save", metavar="FOLDER", type=Path, help="with --average: write that model to a new folder")
     parser.add_argument("--data", required=True, help="parquet file, or a folder: its test-* files")
-    parser.add_argument("--limit", type=int, help="only the first N images, in file order")
-    parser.add_argument("--batch-size", type=int, default=16)
-    args = parser.parse_args()
+    parser.add_argument("--limit", metavar="N", type=int, help="only the first N images, in file order")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="images at a time; changes no figure")
+    parser.add_argument(
+        "--breakdown", metavar="FILE.json", type=Path,
+        help="write bits/dim by class, by position and, for a categorical model, by colour, in raster order",
+    )
+    parser.add_argument(
+        "--samples", metavar="N", type=int,
+        help="super-resolution: draw one sample for each of the first N images and report its consistency, the RMSE in "
+        f"levels (0..255) between the sample reduced by area means and the source; {SAMPLES} unless told, 0 for none",
+    )
+    args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1 or args.batch_size < 1:
         parser.error("--limit and --batch-size must be at least 1.")
-    try:
-        model = ImageTransformer.from_pretrained(args.checkpoint)
-    except CheckpointError as error:
-        raise SystemExit(str(error)) from error
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    images = data.load(args.data, "test", model.config.image_size, args.limit)
-    if model.config.classes and images.labels is None:
-        print("The data has no labels: evaluated with no class.")
-    elif model.config.classes:
-        data.check_labels(images, model.config.classes, args.data)
+    if args.samples is not None and args.samples < 0:
+        parser.error(f"--samples must be at least 0, got {args.samples}.")
+    if args.average is not None and len(args.average) < 2:
+        parser.error("--average takes two or more models; for one, use --checkpoint.")
+    if args.save is not None and args.average is None:
+        parser.error("--save goes with --average: it writes the averaged model.")
+    return args
 
+
+def consistency_rmse(model: ImageTransformer, images: data.Images, batch_size: int = 16) -> float:
+    """How well samples keep to their sources: RMSE in levels (0..255) between a sample's area means and the source.
+
+    One sample an image, at temperature 1, with the image's index as seed; rounded area means, as the sources are.
+    """
+    size = model.config.source_size
+    sources, squares = sources_of(images, size), 0
+    for batch in tqdm(torch.arange(len(images)).split(batch_size), desc="samples", disable=None, leave=False):
+        drawn = draw(model, batch.tolist(), sources=sources[batch])
+        reduced = sources_of(data.Images(drawn, None), size)
+        squares += (reduced.long() - sources[batch].long()).square().sum().item()
+    return (squares / sources.numel()) ** 0.5
+
+
+def prepare_breakdown(file: Path) -> None:
+    """Raises SystemExit with a sentence if `file` cannot be written: better now than after an evaluation of hours."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        part(file).touch()
+        part(file).unlink()
+    except OSError as error:
+        raise SystemExit(f"--breakdown: {file} cannot be written: {error.strerror}.") from error
+
+
+def write_breakdown(file: Path, result: dict) -> None:
+    """Complete under its name, or not there."""
+    part(file).write_text(json.dumps(result) + "\n")
+    os.replace(part(file), file)
+
+
+def part(file: Path) -> Path:
+    return file.with_name(f".{file.name}.part")
+
+
+def save_average(model: ImageTransformer, folder: Path) -> None:
+    """Raises SystemExit with a sentence for a folder that holds something, or cannot be written to."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SystemExit(f"--save: {folder} exists already: name a new folder.")
+        model.save_pretrained(folder)
+    except OSError as error:
+        raise SystemExit(f"--save: {folder} cannot be written: {error.strerror}.") from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    if args.breakdown is not None:
+        prepare_breakdown(args.breakdown)
+    model = open_model(args.checkpoint) if args.average is None else average(args.average)
+    config = model.config
+    if args.samples and not config.source_size:
+        raise SystemExit("--samples is for super-resolution models: this one has no sources that a sample could keep to.")
+    images = data.load(args.data, "test", config, args.limit)
+    if config.classes and images.labels is None:
+        print("The data has no labels: evaluated with no class.")
+    elif config.classes:
+        data.check_labels(images, config.classes, args.data)
+    if args.save is not None:
+        save_average(model, args.save)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    condition = "source" if config.source_size else "label" if config.classes and images.labels is not None else None
     started = time.time()
-    result = {"bits_per_dim": bits_per_dim(model, images, batch_size=args.batch_size)}
+    nats = measure(model, images, args.batch_size)
     seconds = time.time() - started
-    if len(images) > 1 and (model.config.source_size or images.labels is not None and model.config.classes):
+    result = {"bits_per_dim": bits(nats.images, config.sub_pixels)}
+    if condition and len(images) > 1:
         # A model that listens to its condition pays more for a wrong one.
-        wrong = "shuffled_sources_bits_per_dim" if model.config.source_size else "shuffled_labels_bits_per_dim"
-        result[wrong] = bits_per_dim(model, images, batch_size=args.batch_size, shuffle=True)
+        result[f"shuffled_{condition}s_bits_per_dim"] = bits_per_dim(model, images, batch_size=args.batch_size, shuffle=True)
+    result["likelihood"] = {"source": "p(high | low)", "label": "p(image | class)", None: "p(image)"}[condition]
     result["images"] = len(images)
+    samples = min(SAMPLES if args.samples is None else args.samples, len(images)) if config.source_size else 0
+    if samples:
+        result["consistency_rmse"] = consistency_rmse(model, images[:samples], args.batch_size)
+        result["consistency_samples"] = samples
     result["parameters"] = sum(p.numel() for p in model.parameters())
+    if args.average is not None:
+        result["averaged_models"] = len(args.average)
     result["images_per_second"] = round(len(images) / seconds, 2)
+
+    if args.breakdown is not None:
+        parts = breakdown(model, images, nats)
+        write_breakdown(args.breakdown, parts)
+        for name, of_class in parts.get("per_class", {}).items():
+            print(f"{name:>32}  {of_class['bits_per_dim']:.4f}  of {of_class['images']:,} images")
     for name, value in result.items():
-        print(f"{name:>32}  {value:.4f}" if isinstance(value, float) else f"{name:>32}  {value:,}")
+        shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        print(f"{name:>32}  {shown}")
     print(json.dumps(result))
 
 

@@ -43,12 +43,6 @@ class Average:
         decay = min(self.decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
 
-    def state_dict(self) -> dict:
-        return self.model.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.model.load_state_dict(state)
-
 
 def batch_indices(step: int, batch_size: int, images: int, seed: int) -> torch.Tensor:
     """(batch_size,) int64: the images of a step. Every epoch is a new permutation.

@@ -1,14 +1,13 @@
 """Trains a preset: python train/train.py --preset tiny --data FOLDER --output DIR --max-steps 200.
 
-Runs on a CPU or on one GPU as it is. The output folder ends up readable by `ImageTransformer.from_pretrained`; its
-`checkpoints` folder holds what a resumed run needs, its log.jsonl what happened.
+Runs on a CPU or on one GPU as it is. OUTPUT/model is the moving average of the weights, which
+`ImageTransformer.from_pretrained` reads; OUTPUT/checkpoints holds what a resumed run needs (and, in each, the model folders
+raw and ema), OUTPUT/log.jsonl what happened.
 """
 
 import argparse
 import json
 import math
-import os
-import shutil
 import signal
 import sys
 import time
@@ -23,13 +22,13 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-from evaluate import bits_per_dim, sources_of
+from checkpoints import Checkpoints
 from imtx import PRESETS, ImageTransformer, draw
 from imtx.images import save_png, sheet
+from likelihood import bits_per_dim, sources_of
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
-CHECKPOINTS_KEPT = 2
 
 
 def arguments() -> argparse.Namespace:
@@ -51,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step; needs a C++ compiler")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1000, help="steps between checkpoint, validation and sample sheet")
+    parser.add_argument("--keep", type=int, default=2, help="checkpoints kept, the last ones; for evaluate.py --average")
     parser.add_argument("--validate-on", type=int, default=200, help="held-out images at each of these (all at the end)")
     parser.add_argument("--resume", metavar="NAME", help='"latest", or the name of a folder in OUTPUT/checkpoints')
     args = parser.parse_args()
@@ -58,7 +58,8 @@ def arguments() -> argparse.Namespace:
         parser.error("Give a budget: --max-steps, --max-minutes or both.")
     if args.validation is None:
         args.validation = 1000 if args.preset.startswith("faces") else 2000
-    for name in ("max_steps", "max_minutes", "batch_size", "validation", "learning_rate", "warmup", "clip", "every", "validate_on"):
+    above_0 = "max_steps max_minutes batch_size validation learning_rate warmup clip every keep validate_on"
+    for name in above_0.split():
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}.")
@@ -102,8 +103,6 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.checkpoints = args.output / "checkpoints"
-        self.claim_output()
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision)
         set_seed(args.seed)
         self.config = PRESETS[args.preset]
@@ -114,9 +113,14 @@ class Run:
             Likelihood(self.model), *optimizers(self.model, args.learning_rate, args.weight_decay)
         )
         self.average.model.to(self.accelerator.device)
-        self.accelerator.register_for_checkpointing(self.average, self.progress)
+        self.accelerator.register_for_checkpointing(self.progress)
+        folder = args.output / "checkpoints"
+        self.checkpoints = Checkpoints(folder, self.accelerator, self.model, self.average.model, args.keep)
+        if self.accelerator.is_main_process:
+            self.claim_output()
+        self.accelerator.wait_for_everyone()
         self.compiled = torch.compile(self.likelihood) if args.compile else self.likelihood
-        images = data.load(args.data, "train", self.config.image_size)
+        images = data.load(args.data, "train", self.config)
         if args.validation >= len(images):
             raise SystemExit(f"--validation {args.validation} leaves none of the {len(images)} images to train on.")
         self.images, self.held_out = images[: -args.validation], images[-args.validation :]
@@ -132,9 +136,12 @@ class Run:
         try:
             (args.output / "samples").mkdir(parents=True, exist_ok=True)
             if args.resume is None:
-                if any(self.checkpoints.glob("*")):
-                    raise SystemExit(f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder.")
+                if self.checkpoints.in_use():
+                    raise SystemExit(
+                        f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder."
+                    )
                 note.write_text(json.dumps(settings) + "\n")
+            self.checkpoints.tidy()
         except OSError as error:
             raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
         before = json.loads(note.read_text()) if note.exists() else settings
@@ -190,38 +197,12 @@ class Run:
             self.bar.write("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()))
 
     def save_checkpoint(self, name: str | None = None) -> None:
-        """Everything that a resumed run needs; complete under its name, or not there."""
         self.report()
-        final = self.checkpoints / (name or f"step-{self.progress.step:08d}")
-        temporary = self.checkpoints / f".{final.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.save_state(str(temporary))
-        if self.accelerator.is_main_process:
-            if final.exists():  # of a run that was prolonged: it stays until the new one has its name
-                aside = self.checkpoints / f".{final.name}.old"
-                os.replace(final, aside)
-                os.replace(temporary, final)
-                shutil.rmtree(aside)
-            else:
-                os.replace(temporary, final)
-            for old in sorted(self.checkpoints.glob("step-*"))[:-CHECKPOINTS_KEPT]:
-                shutil.rmtree(old)
+        self.checkpoints.save(name or f"step-{self.progress.step:08d}")
 
     def resume(self) -> None:
-        found = sorted(self.checkpoints.glob("step-*"))
-        if self.args.resume != "latest":
-            folder = self.checkpoints / self.args.resume
-        elif found:
-            folder = found[-1]
-        else:
-            raise SystemExit(f"--resume latest: {self.checkpoints} holds no checkpoint yet.")
-        if not self.args.resume or not folder.is_dir():
-            raise SystemExit(f"--resume: there is no checkpoint {folder}.")
-        self.accelerator.load_state(str(folder))
-        if self.accelerator.is_main_process:
-            for later in found:  # of the future that is now taken another way; "latest" must not find it
-                if int(later.name.removeprefix("step-")) > self.progress.step:
-                    shutil.rmtree(later)
+        self.checkpoints.load(self.checkpoints.find(self.args.resume))
+        self.checkpoints.forget_after(self.progress.step)
 
     def save_model(self) -> None:
         if self.accelerator.is_main_process:
@@ -259,6 +240,7 @@ class Run:
             self.recent.append(self.train_step())
             now = time.time()
             progress.seconds, since = progress.seconds + now - since, now
+            self.agree()
             self.bar.update()
             if len(self.recent) == 50:
                 self.report()
@@ -271,6 +253,15 @@ class Run:
         self.bar.close()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # nothing after the loop waits for the flag
+
+    def agree(self) -> None:
+        """All processes go by the main one's clock and stop for a signal that any of them got: else they part ways."""
+        if self.accelerator.num_processes == 1:
+            return
+        seconds = self.progress.seconds if self.accelerator.is_main_process else 0.0
+        ours = torch.tensor([seconds, self.interrupted], dtype=torch.float64, device=self.accelerator.device)
+        self.progress.seconds, signals = self.accelerator.reduce(ours, "sum").tolist()
+        self.interrupted = signals > 0
 
     def report(self) -> None:
         """Logs the loss since the last report. Called before anything is saved: no NaN gets into a checkpoint."""

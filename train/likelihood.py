@@ -1,0 +1,87 @@
+"""Exact likelihoods of a model: the nats of every image and of every step, from one pass in which each image counts once."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import Images
+from imtx import ImageTransformer
+from imtx.images import area_means
+
+
+@dataclass(frozen=True)
+class Nats:
+    """-log p of N images, float32 log-probabilities summed in float64. Both parts sum to the same total."""
+
+    images: Tensor  # (N,) float64
+    steps: Tensor  # (P,) float64: summed over the images, in generation order
+
+
+def sources_of(images: Images, source_size: int) -> Tensor | None:
+    """(N, h, w, 3) uint8 -> (N, s, s, 3) uint8: rounded area means; None for a model without sources."""
+    if not source_size:
+        return None
+    return torch.from_numpy(area_means(images.pixels.numpy(), images.pixels.shape[1] // source_size))
+
+
+@torch.inference_mode()
+def measure(model: ImageTransformer, images: Images, batch_size: int = 16, shuffle: bool = False) -> Nats:
+    """The nats of all images, with their labels or sources if the model takes any.
+
+    With `shuffle`, each image gets the label or source of the image before it in a fixed random order.
+    """
+    config, device = model.config, model.order.device
+    sources, labels = sources_of(images, config.source_size), images.labels if config.classes else None
+    if shuffle:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)
+        sources, labels = (None if t is None else t[other] for t in (sources, labels))
+    of_images, of_steps = [], torch.zeros(config.positions, dtype=torch.float64)
+    for batch in tqdm(torch.arange(len(images)).split(batch_size), desc="evaluate", disable=None, leave=False):
+        label, source = (None if t is None else t[batch].to(device) for t in (labels, sources))
+        nats = -model.log_prob(images.pixels[batch].to(device), label, source).double().cpu()  # (n, P)
+        of_images.append(nats.sum(dim=1))
+        of_steps += nats.sum(dim=0)
+    return Nats(torch.cat(of_images), of_steps)
+
+
+def bits_per_dim(model: ImageTransformer, images: Images, **options) -> float:
+    """Total nats / (ln 2 x sub-pixels), every image counted once (paper section 5). options: those of `measure`."""
+    return bits(measure(model, images, **options).images, model.config.sub_pixels)
+
+
+def bits(nats: Tensor, sub_pixels: int) -> float:
+    """(n,) nats of n images, or of one place in n images, which have so many sub-pixels each -> bits/dim."""
+    return nats.sum().item() / (math.log(2) * sub_pixels * len(nats))
+
+
+def breakdown(model: ImageTransformer, images: Images, nats: Nats) -> dict:
+    """Where the bits lie, ready for JSON; `nats` is what `measure` found for these images. All figures are bits/dim.
+
+    per_class: {name: {"bits_per_dim", "images"}}, if the model has classes and the images labels; only classes with images.
+    per_position: height x width lists, a pixel's nats / (3 ln 2).
+    per_channel: height x width x 3 lists, a sub-pixel's nats / ln 2; only if sub-pixels are positions of their own, as
+    the mixture has no nats of a single colour.
+
+    Maps are means over the images, in raster order whatever the order of generation. Their plain means, and the mean of
+    the classes weighted by images, are the total.
+    """
+    config = model.config
+    result = {"bits_per_dim": bits(nats.images, config.sub_pixels), "images": len(images)}
+    if config.classes and images.labels is not None:
+        result["per_class"] = {}
+        for label in images.labels.unique().tolist():  # in order
+            chosen = nats.images[images.labels == label]
+            of_class = {"bits_per_dim": bits(chosen, config.sub_pixels), "images": len(chosen)}
+            result["per_class"][config.classes[label]] = of_class
+    raster = torch.empty_like(nats.steps)
+    raster[model.layout.order] = nats.steps / (math.log(2) * len(images))
+    raster = raster.view(config.image_size, config.image_size, config.channels)  # bits an image
+    result["per_position"] = (raster.sum(dim=2) / 3).tolist()
+    if config.channels == 3:
+        result["per_channel"] = raster.tolist()
+    return result
