@@ -1,7 +1,7 @@
 """The layers that repeat: attention and feed-forward with their residual connections, in both families.
 
-The paper's block (section 3.2, equations 1 and 2): layer, dropout, residual, LayerNorm; a feed-forward layer with ReLU. The modern block:
-RMSNorm, layer, dropout, residual; SwiGLU, QK-norm and rotary positions. N images, P positions, d width.
+The paper's block (section 3.2, equations 1 and 2): layer, dropout, residual, LayerNorm; a feed-forward layer with ReLU.
+The modern block: RMSNorm, layer, dropout, residual; SwiGLU, QK-norm and rotary positions. N images, P positions, d width.
 """
 
 import torch.nn.functional as F

@@ -39,8 +39,11 @@ class Config:
     dropout: float = 0.0
 
     def __post_init__(self):
-        if isinstance(self.classes, str):
-            raise ValueError(f"classes must be a list of names, got {self.classes!r}.")
+        names = self.classes
+        if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"classes must be a list of names, got {names!r}.")
+        if len(set(names)) < len(names):
+            raise ValueError(f"classes must differ from each other, got {list(names)}.")
         object.__setattr__(self, "classes", tuple(self.classes))  # json gives a list
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -56,8 +59,8 @@ class Config:
         if self.levels > 256:
             raise ValueError(f"levels must be at most 256, which a byte holds, got {self.levels}.")
         self._check_blocks()
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}.")
         inner = self.attention_width or self.width
         if inner % self.heads:
             raise ValueError(f"heads {self.heads} must divide the {inner} features of attention.")

@@ -31,8 +31,8 @@ class PaperEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.colour = PaperColour(config)
-        row, column = layout.order // config.channels // config.image_size, layout.order % (config.image_size * config.channels)
-        self.place = PaperPlace(config, row, column, config.image_size, config.image_size * config.channels)
+        columns = config.image_size * config.channels
+        self.place = PaperPlace(config, layout.order // columns, layout.order % columns, config.image_size, columns)
         self.register_buffer("before", before_table(config, layout), persistent=False)  # (P, 3) or (P, 1)
 
     def condition(self, sources: Tensor) -> None:
@@ -124,9 +124,9 @@ class ModernEmbedding(nn.Module):
             self.register_buffer(name, table, persistent=False)
 
     def condition(self, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, s, s, 3) uint8 -> (N, P, 15): the source around each step's pixel; (N, P, 3): the sum under its source pixel."""
-        dtype = self.stem.weight.dtype
-        return (source_values(sources, self.config, self.layout, dtype), cell_sums(sources, self.config, self.layout, dtype))
+        """(N, s, s, 3) uint8 -> (N, P, 15): the source around each step's pixel; (N, P, 3): sums under its source pixel."""
+        config, layout, dtype = self.config, self.layout, self.stem.weight.dtype
+        return source_values(sources, config, layout, dtype), cell_sums(sources, config, layout, dtype)
 
     def forward(self, pixels: Tensor, condition: tuple[Tensor, Tensor] | None, steps: slice) -> tuple[Tensor, Tensor | None]:
         """Returns the embedding (N, P, d) and, for the mixture, a first guess of each pixel (N, P, 3) on [-1, 1]."""

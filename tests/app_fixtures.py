@@ -1,11 +1,12 @@
-"""The running demo, one for all tests of it, and two with small models. Test modules load this with
+"""The running demo, one for all tests of it, and three with small models. Test modules load this with
 `pytest_plugins = "app_fixtures"`."""
 
 import pytest
 import torch
 
 from imtx import PRESETS, Config, ImageTransformer
-from server import Listener, Server, copy_of_app
+from server import ROOT, Listener, Server, copy_of_app
+from test_presets import shrunken
 
 SMALL = dict(width=32, layers=2, heads=2, ffn=48, mixtures=3)
 ROWS, SUB_PIXEL_ROWS = dict(query_block=64, memory_block=64), dict(query_block=96, memory_block=96)
@@ -33,6 +34,7 @@ UPSCALERS = {
     "sr-rows-categorical": Config(image_size=16, source_size=8, **SR, **CATEGORICAL, **SUB_PIXEL_ROWS, **SMALL),
     "sr-blocks-categorical": Config(image_size=16, source_size=4, **SR, **CATEGORICAL, **blocks(4, 8), **SMALL),
 }
+TWINS = {f"twin-{name}": shrunken(config) for name, config in PRESETS.items()}
 
 
 @pytest.fixture(scope="session")
@@ -55,17 +57,17 @@ def app(outside, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_models(tmp_path_factory):
-    """The folders of GENERATORS and UPSCALERS, by name; the weights of "broken" are cut short."""
+    """The folders of GENERATORS, UPSCALERS and TWINS, by name; the weights of "broken" are cut short."""
     folder = tmp_path_factory.mktemp("models")
     with torch.random.fork_rng(), torch.no_grad():
-        for name, config in (GENERATORS | UPSCALERS).items():
+        for name, config in (GENERATORS | UPSCALERS | TWINS).items():
             torch.manual_seed(0)
             model = ImageTransformer(config)
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)  # fresh blocks do nothing, and would hide most errors
             model.save_pretrained(folder / name)
     cut_short(folder / "broken")
-    return {name: folder / name for name in GENERATORS | UPSCALERS}
+    return {name: folder / name for name in GENERATORS | UPSCALERS | TWINS}
 
 
 def cut_short(model) -> None:
@@ -75,15 +77,17 @@ def cut_short(model) -> None:
 
 @pytest.fixture(scope="session")
 def small_servers(small_models, tmp_path_factory):
-    """Two servers started at once: with all GENERATORS, and no bundled faces; with all UPSCALERS, and the bundled
-    generator damaged."""
+    """Three servers started at once: with all GENERATORS, and no bundled faces; with all UPSCALERS, and the bundled
+    generator damaged; with all TWINS."""
     folder = tmp_path_factory.mktemp("servers")
     no_faces, no_generator = copy_of_app(folder / "no-faces"), copy_of_app(folder / "no-generator")
     (no_faces / "assets" / "weights" / "faces-sr-1d").rename(folder / "gone")
     cut_short(no_generator / "assets" / "weights" / "cifar10-dmol-1d")
     started = {
         task: Server(folder / task, *(f"--model={small_models[name]}" for name in models), root=root)
-        for task, models, root in (("generators", GENERATORS, no_faces), ("upscalers", UPSCALERS, no_generator))
+        for task, models, root in (
+            ("generators", GENERATORS, no_faces), ("upscalers", UPSCALERS, no_generator), ("twins", TWINS, ROOT)
+        )
     }
     try:
         yield {task: server.wait() for task, server in started.items()}

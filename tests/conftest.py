@@ -28,7 +28,9 @@ def small_config(output: str, task: str, **changes) -> Config:
     block = 16 if output == "dmol" else 48  # two rows of pixels
     fields = dict(output=output, image_size=SIZE, query_block=block, memory_block=block, width=32, layers=2, heads=2)
     fields |= dict(ffn=48, mixtures=3)
-    fields |= dict(source_size=SOURCE, encoder_layers=1) if task == "sr" else dict(classes=CLASSES)
+    fields |= {
+        "class": dict(classes=CLASSES), "unconditional": {}, "sr": dict(source_size=SOURCE, encoder_layers=1)
+    }[task]
     return Config(**(fields | changes))
 
 
@@ -45,28 +47,57 @@ def small(output: str, task: str, **changes) -> ImageTransformer:
     return model.requires_grad_(False)
 
 
-def pictures(images: int, size: int = SIZE, seed: int = 0) -> Tensor:
+def pictures(images: int, size: int = SIZE, seed: int = 0, levels: int = 256) -> Tensor:
     """(N, size, size, 3) uint8."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (images, size, size, 3), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, levels, (images, size, size, 3), generator=generator, dtype=torch.uint8)
+
+
+def pictures_for(model: ImageTransformer, images: int) -> Tensor:
+    """Pictures of the model's size and levels."""
+    return pictures(images, model.config.image_size, levels=model.config.levels)
 
 
 def conditions(model: ImageTransformer, images: int) -> dict[str, Tensor]:
     """A condition for each image, no two alike side by side: labels ("no class" among them) or sources."""
-    if model.config.source_size:
-        return {"sources": pictures(images, SOURCE, seed=1)}
-    return {"labels": torch.arange(images) % (len(CLASSES) + 1)}
+    config = model.config
+    if config.source_size:
+        return {"sources": pictures(images, config.source_size, seed=1, levels=config.levels)}
+    return {"labels": torch.arange(images) % (len(config.classes) + 1)} if config.classes else {}
 
 
 def select(conditions: dict[str, Tensor], index: slice) -> dict[str, Tensor]:
     return {name: tensor[index] for name, tensor in conditions.items()}
 
 
-def stepwise(model: ImageTransformer, pixels: Tensor, **conditions) -> Tensor:
-    """What `model(pixels, ...)` returns, worked out step by step through the cache: (N, P, output parameters)."""
+def stepwise(model: ImageTransformer, pixels: Tensor, start: int = 0, **conditions) -> Tensor:
+    """What `model(pixels, ...)` returns, worked out step by step through the cache: (N, P - start, output parameters).
+
+    The steps before `start` go through the cache all at once, while the positions after them are still empty.
+    """
     context = model.context(len(pixels), conditions.get("labels"), conditions.get("sources"))
     caches = model.caches(len(pixels))
-    return torch.stack([model.step(pixels.flatten(1), context, caches, t) for t in range(model.config.positions)], dim=1)
+    if start:
+        given = torch.zeros_like(pixels)
+        known = model.layout.order[:start]
+        positions = (len(pixels), model.config.positions, -1)
+        given.view(positions)[:, known] = pixels.reshape(positions)[:, known]
+        model.parallel(given, context, caches)
+    steps = range(start, model.config.positions)
+    return torch.stack([model.step(pixels.flatten(1), context, caches, t) for t in steps], dim=1)
+
+
+def moved(model: ImageTransformer, steps) -> Tensor:
+    """(steps, P) bool: whether the parameters of each step differ at all when the position of a step t does."""
+    config, steps = model.config, list(steps)
+    before = pictures_for(model, 1).repeat(len(steps), 1, 1, 1)
+    after = before.clone()
+    positions = after.view(len(steps), config.positions, -1)
+    for row, step in enumerate(steps):
+        here = model.layout.order[step]
+        positions[row, here] = ((positions[row, here].int() + config.levels // 2) % config.levels).byte()
+    condition = select(conditions(model, 1), [0] * len(steps))
+    return (model(before, **condition) != model(after, **condition)).any(dim=2)
 
 
 def draw_naively(

@@ -220,6 +220,20 @@ def test_super_resolve(clients, small_models, name):
     assert_drawn(outputs, model, sources=torch.tensor(source))
 
 
+@pytest.mark.parametrize("name", [f"twin-{name}" for name in PRESETS])
+def test_a_shrunken_twin_of_every_preset_streams(clients, small_models, name):
+    model = ImageTransformer.from_pretrained(small_models[name])
+    config = model.config
+    if config.source_size:
+        outputs = run(clients["twins"], "super_resolve", handle_file(FACE), 0.8, 2, 5, name)
+        source = reference(outputs[0][0], f"{config.source_size}x{config.source_size} input")
+        assert_drawn(outputs, model, sources=torch.tensor(source))
+    else:
+        label = config.classes[1] if config.classes else "no class"
+        outputs = run(clients["twins"], "generate", label, 0.8, 2, 5, name)
+        assert_drawn(outputs, model, labels=[1, 1] if config.classes else None)
+
+
 def test_a_model_that_can_keep_no_top_half(small_servers):
     server = small_servers["generators"]
     picture = upload(server.url, "cat.png", CAT.read_bytes())

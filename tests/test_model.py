@@ -1,40 +1,18 @@
-"""The model: who sees whom, the likelihood, and the configuration."""
+"""The model: what a step reads, the likelihood, and the configuration. `test_exactness.py` has who sees whom."""
 
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from conftest import SIZE, SOURCE, conditions, pictures, select, small, small_config, stepwise
+from conftest import SIZE, SOURCE, conditions, moved, pictures, select, small, small_config, stepwise
 from imtx import PRESETS, Config, ImageTransformer
+from references import timing_signal
 
 
-def changed_positions(model, steps):
-    """Two batches, a row for each step t: the same pictures, but for the position generated at t."""
-    before = pictures(1).repeat(len(steps), 1, 1, 1)
-    after = before.clone()
-    positions = after.view(len(steps), model.config.positions, -1)
-    for row, step in enumerate(steps):
-        positions[row, model.layout.order[step]] += 100  # wraps around at 256
-    return before, after
-
-
-def moved(model, steps):
-    """(steps, P) bool: whether the parameters of each step differ at all when the position of a step t does."""
-    before, after = changed_positions(model, steps)
-    condition = select(conditions(model, 1), [0] * len(steps))
-    return (model(before, **condition) != model(after, **condition)).any(dim=2)
-
-
-# ---- causality ----------------------------------------------------------------------------------------------
-
-
-def test_no_step_sees_itself_or_a_later_one(model):
-    steps = range(0, model.config.positions, 1 if model.config.output == "dmol" else 4)
-    for step, row in zip(steps, moved(model, steps)):
-        assert not row[: step + 1].any(), f"step {step} is seen too early, at {row.nonzero()[0].item()}"
-        assert row[step + 1 :].any() or step + 1 == model.config.positions, f"nothing sees step {step}"
+# ---- what reaches a step ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -55,16 +33,20 @@ def test_the_condition_reaches_every_step(model):
     assert (params[0] != params[1]).any(dim=1).all()
 
 
-def test_the_stem_knows_what_is_left_under_a_source_pixel(output):
+BLOCKS_2D = dict(layout="2d", query_block=(4, 2), memory_block=(2, 2))
+
+
+@pytest.mark.parametrize("blocks", [{}, BLOCKS_2D], ids=["1d", "2d"])
+def test_the_stem_knows_what_is_left_under_a_source_pixel(output, blocks):
     """The source is the mean of the pixels under it: the last of them is known from the others."""
-    model, factor = small(output, "sr"), SIZE // SOURCE
+    model, factor = small(output, "sr", **blocks), SIZE // SOURCE
     cells = torch.randint(16, 256, (SOURCE, SOURCE, 3, factor**2), generator=torch.Generator().manual_seed(0))
     cells[..., -1] -= cells.sum(dim=-1) % factor**2  # so that the mean is a whole number
     sources = cells.sum(dim=-1)[None] // factor**2  # (1, s, s, 3)
     pixels = cells.view(SOURCE, SOURCE, 3, factor, factor).permute(0, 3, 1, 4, 2).reshape(1, SIZE, SIZE, 3)
     values = pixels.double().flatten(1) / 127.5 - 1
     inputs = model.embedding.inputs(pixels.byte().flatten(1), model.context(1, None, sources.byte()).source, slice(None))
-    rest = inputs[0, :, -3:].view(SIZE, SIZE, model.config.channels, 3)
+    rest = inputs[0, model.layout.rank, -3:].view(SIZE, SIZE, model.config.channels, 3)
     for row in range(factor - 1, SIZE, factor):
         for column in range(factor - 1, SIZE, factor):
             for channel in range(model.config.channels):
@@ -76,27 +58,80 @@ def test_the_stem_knows_what_is_left_under_a_source_pixel(output):
             torch.testing.assert_close(first, mean)
 
 
+def test_what_the_source_says_of_a_pixel_does_not_depend_on_the_layout(output):
+    sources = pictures(2, SOURCE)
+    one, other = (small(output, "sr", **blocks) for blocks in ({}, BLOCKS_2D))
+    for raster, rectangles in zip(one.embedding.condition(sources), other.embedding.condition(sources)):
+        assert torch.equal(raster, rectangles[:, other.layout.rank]) and not torch.equal(raster, rectangles)
+
+
 def test_no_labels_mean_no_class():
     model, pixels = small("dmol", "class"), pictures(2)
     assert torch.equal(model(pixels), model(pixels, torch.tensor([2, 2])))
     assert not torch.equal(model(pixels), model(pixels, torch.tensor([0, 0])))
 
 
+# ---- the paper's input: what was generated before, and where a position lies --------------------------------
+
+
+def paper(output, encoding, **changes):
+    return small(output, "sr", family="paper", position_encoding=encoding, **changes)
+
+
+@pytest.mark.parametrize("blocks", [{}, BLOCKS_2D], ids=["1d", "2d"])
+def test_sinusoids_are_those_of_tensor2tensor(output, blocks):
+    model = paper(output, "sinusoid", **blocks)
+    expected = timing_signal(SIZE, SIZE * model.config.channels, model.config.width)
+    place = model.embedding.place(slice(None))[model.layout.rank].view(expected.shape)
+    np.testing.assert_allclose(place.numpy(), expected, atol=1e-6)  # kept in float32
+    source = model.source_embedding.place(slice(None)).view(SOURCE, SOURCE, -1)
+    np.testing.assert_allclose(source.numpy(), timing_signal(SOURCE, SOURCE, model.config.width), atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [{}, BLOCKS_2D], ids=["1d", "2d"])
+def test_learned_positions_are_a_table_of_rows_and_one_of_columns(output, blocks):
+    model = paper(output, "learned", **blocks)
+    embedding = model.embedding.place
+    place = embedding(slice(None))[model.layout.rank].view(SIZE, SIZE * model.config.channels, -1)
+    expected = (embedding.row.weight[:, None] + embedding.column.weight[None]) * math.sqrt(model.config.width)
+    torch.testing.assert_close(place, expected)
+
+
+@pytest.mark.parametrize("blocks", [{}, BLOCKS_2D], ids=["1d", "2d"])
+def test_the_papers_input_is_the_position_generated_just_before(output, blocks):
+    model, pixels = paper(output, "sinusoid", **blocks), pictures(2)
+    context = model.context(2, None, pictures(2, SOURCE))
+    x = model.embed(pixels.flatten(1), context, slice(None))[0] - model.embedding.place(slice(None))
+    assert not x[:, 0].any()
+    sequence, colour = model.targets(pixels).long(), model.embedding.colour
+    for step in range(1, model.config.positions):
+        levels = sequence[:, step - 1]  # (N, 3 or 1)
+        if output == "dmol":
+            expected = colour.pixel(levels.double() / 127.5 - 1).clamp(min=0)
+        else:
+            channel = int(model.layout.order[step - 1]) % 3
+            expected = colour.value.weight[256 * channel + levels[:, 0]] * math.sqrt(model.config.width)
+        torch.testing.assert_close(x[:, step], expected)
+
+
+@pytest.mark.parametrize("blocks", [{}, BLOCKS_2D], ids=["1d", "2d"])
+def test_rotary_angles_are_those_of_row_and_column(output, blocks):
+    model = small(output, "sr", **blocks)
+    quarter = model.config.head_width // 4
+    frequencies = [32 ** (-i / (quarter - 1)) for i in range(quarter)]  # radians a pixel: 1 down to 1 / 32
+
+    def angles(places):
+        return np.array([[at * f for at in place for f in frequencies] for place in places])
+
+    pixels = [divmod(position // model.config.channels, SIZE) for position in model.layout.order.tolist()]
+    centres = [(at + 0.5) * SIZE / SOURCE - 0.5 for at in range(SOURCE)]  # of the source pixels
+    sources = [(row, column) for row in centres for column in centres]
+    for places, (cos, sin) in ((pixels, model.rotary(slice(None))), (sources, model.source_rotary())):
+        np.testing.assert_allclose(cos.numpy(), np.cos(angles(places)), atol=1e-5)  # kept in float32
+        np.testing.assert_allclose(sin.numpy(), np.sin(angles(places)), atol=1e-5)
+
+
 # ---- likelihood ---------------------------------------------------------------------------------------------
-
-
-def test_the_likelihood_is_the_sum_of_the_steps(model):
-    pixels, condition = pictures(2), conditions(model, 2)
-    params = stepwise(model, pixels, **condition)
-    torch.testing.assert_close(params, model(pixels, **condition), rtol=1e-9, atol=1e-9)
-
-    total = torch.zeros(2, dtype=torch.float64)
-    for step, position in enumerate(model.layout.order.tolist()):
-        levels = pixels.view(2, model.config.positions, -1)[:, position]
-        total += model.output.log_prob(params[:, step], levels)
-    parallel = model.log_prob(pixels, **condition)
-    assert parallel.shape == (2, model.config.positions)
-    torch.testing.assert_close(parallel.sum(dim=1), total, rtol=1e-9, atol=1e-9)
 
 
 def test_steps_and_parallel_agree_in_float32(case):
@@ -120,13 +155,6 @@ def test_parameters_and_likelihood_are_float32_under_autocast(case):
     assert params.dtype == log_prob.dtype == torch.float32
     exact = model.log_prob(pixels, **condition).mean()
     assert log_prob.mean().item() == pytest.approx(exact.item(), rel=0.05)
-
-
-def test_gradients_reach_every_weight(case):
-    model, condition = case.model.requires_grad_(True), conditions(case.model, 3)
-    (-model.log_prob(pictures(3), **condition).mean()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
 def test_a_fresh_model_is_not_far_from_uniform(output):
@@ -175,10 +203,18 @@ def test_wrong_pixels_are_named(pixels):
         model.log_prob(pixels)
 
 
-def test_each_step_sees_the_one_just_before_it(model):
-    """Across rows and query blocks too: no position is a blind spot."""
-    steps = torch.arange(model.config.positions - 1)
-    assert moved(model, steps)[steps, steps + 1].all()
+@pytest.mark.parametrize("task", ["class", "sr"])
+def test_levels_that_a_model_does_not_know_are_named(output, task):
+    model = small(output, task, levels=8)
+    pixels, condition = pictures(2, levels=8), conditions(model, 2)
+    model.log_prob(pixels, **condition)
+    pixels[1, 2, 3, 1] = 8
+    with pytest.raises(ValueError, match=r"pixels must be in 0\.\.7, got 8"):
+        model.log_prob(pixels, **condition)
+    if task == "sr":
+        condition["sources"][0, 0, 0, 0] = 255
+        with pytest.raises(ValueError, match=r"sources must be in 0\.\.7, got 255"):
+            model.log_prob(pictures(2, levels=8), **condition)
 
 
 # ---- configuration ------------------------------------------------------------------------------------------
@@ -190,6 +226,10 @@ def test_each_step_sees_the_one_just_before_it(model):
         ({"layers": 0}, ["layers", "0"]),
         ({"output": "gaussian"}, ["gaussian"]),
         ({"layout": "3d"}, ["3d"]),
+        ({"dropout": "0.1"}, ["dropout", "0.1"]),
+        ({"classes": 5}, ["classes", "5"]),
+        ({"classes": (1, 2)}, ["classes", "1, 2"]),
+        ({"classes": ("cat", "cat")}, ["classes", "differ"]),
         ({"dropout": 1.0}, ["dropout", "1.0"]),
         ({"dropout": math.nan}, ["dropout", "nan"]),
         ({"width": 100, "heads": 8}, ["100", "8"]),
@@ -204,6 +244,34 @@ def test_each_step_sees_the_one_just_before_it(model):
         ({"source_size": 8, "encoder_layers": 1, "classes": ("cat", "dog", "bird")}, ["classes", "3"]),
         ({"source_size": -1}, ["-1"]),
         ({"width": 128.0}, ["width", "128.0"]),
+        ({"family": "gpt"}, ["family", "gpt", "modern", "paper"]),
+        ({"family": "paper"}, ["position_encoding", "rotary", "sinusoid", "learned"]),
+        ({"position_encoding": "sinusoid"}, ["position_encoding", "sinusoid", "rotary"]),
+        ({"family": "paper", "position_encoding": "sinusoid", "width": 34, "heads": 2}, ["width 34", "4"]),
+        ({"family": "paper", "position_encoding": "learned", "attention_width": 100, "heads": 8}, ["heads 8", "100"]),
+        ({"attention_width": 100, "heads": 8}, ["heads 8", "100"]),
+        ({"attention_width": 24}, ["24", "16"]),
+        ({"attention_width": -1}, ["attention_width", "-1"]),
+        ({"levels": 1}, ["levels", "2", "1"]),
+        ({"levels": 257}, ["levels", "256", "257"]),
+        ({"levels": 8.0}, ["levels", "8.0"]),
+        ({"query_block": 0}, ["query_block", "1", "0"]),
+        ({"query_block": True}, ["query_block", "True"]),
+        ({"query_block": (8, 8)}, ["query_block", "1d", "(8, 8)"]),
+        ({"memory_block": [4, 8]}, ["memory_block", "1d", "[4, 8]"]),
+        ({"layout": "2d"}, ["query_block", "2d", "256"]),
+        ({"layout": "2d", "query_block": (8, 8), "memory_block": 8}, ["memory_block", "2d", "8"]),
+        ({"layout": "2d", "query_block": (8, 8, 3), "memory_block": (4, 8)}, ["query_block", "(8, 8, 3)"]),
+        ({"layout": "2d", "query_block": (8, 4.0), "memory_block": (4, 8)}, ["query_block", "(8, 4.0)"]),
+        ({"layout": "2d", "query_block": (0, 8), "memory_block": (4, 8)}, ["query_block", "1", "(0, 8)"]),
+        ({"layout": "2d", "query_block": "88", "memory_block": (4, 8)}, ["query_block", "88"]),
+        ({"layout": "2d", "query_block": (5, 8), "memory_block": (4, 8)}, ["query_block", "5", "32 rows"]),
+        ({"layout": "2d", "query_block": (8, 5), "memory_block": (4, 8)}, ["query_block", "5", "32 columns"]),
+        # whole pixels, also where a position is a sub-pixel
+        ({"layout": "2d", "output": "categorical", "query_block": (8, 48), "memory_block": (4, 8)}, ["48", "32 columns"]),
+        ({"layout": "2d", "query_block": (8, 8), "memory_block": (33, 0)}, ["memory_block", "33", "32 rows"]),
+        ({"layout": "2d", "query_block": (8, 8), "memory_block": (0, 33)}, ["memory_block", "33", "32 columns"]),
+        ({"layout": "2d", "query_block": (8, 8), "memory_block": (-1, 8)}, ["memory_block", "0", "(-1, 8)"]),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -195,6 +195,16 @@ def test_dmol_draws_follow_the_joint_masses():
         assert_frequencies(counts.sum(dim=pair), masses.sum(dim=pair))
 
 
+def test_dmol_draws_follow_the_masses_of_fewer_levels():
+    generator = torch.Generator().manual_seed(0)
+    params = random_params(generator, 0.6, (-2, -0.5))
+    masses = dmol.log_prob(params.expand(4, 4, 4, -1), cube(range(4), range(4), range(4)), levels=4).exp()
+    assert masses.sum().item() == pytest.approx(1, abs=1e-9)
+    drawn = dmol.draw(params.expand(DRAWS, -1), uniforms(DRAWS, 4), levels=4).long()
+    counts = torch.zeros(4, 4, 4).index_put((*drawn.T,), torch.tensor(1.0), accumulate=True)
+    assert_frequencies(counts, masses)
+
+
 @pytest.mark.parametrize("scale", [-3.0, 0.0])
 def test_dmol_draws_reach_both_ends(scale):
     params = mixture([0.0, 0.0], [[-0.9, 0, 0], [1.1, 0, 0]], [[scale, -7, -7]] * 2, [[0.0] * 3] * 2)

@@ -1,11 +1,11 @@
-"""The cached sampler against the plain one, seeds, temperature, completion, and stopping."""
+"""The sampler: seeds, temperature, completion, and stopping. `test_exactness.py` holds its cache against none."""
 
 import math
 
 import pytest
 import torch
 
-from conftest import SIZE, conditions, draw_naively, pictures, select, small
+from conftest import SIZE, SOURCE, conditions, draw_naively, pictures, select, small
 from imtx import ImageTransformer, draw, pixel_order, sample
 
 SEEDS = [0, 7, 2**32 - 1]
@@ -18,30 +18,6 @@ def count_steps(monkeypatch):
     step = ImageTransformer.step
     monkeypatch.setattr(ImageTransformer, "step", lambda self, *args: calls.append(args[-1]) or step(self, *args))
     return calls
-
-
-# ---- the same pictures as without a cache -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seeds", [SEEDS[:1], SEEDS], ids=["one", "three"])
-def test_the_cache_changes_no_pixel(model, seeds):
-    condition = conditions(model, len(seeds))
-    assert torch.equal(draw(model, seeds, **condition), draw_naively(model, seeds, **condition))
-
-
-@pytest.mark.parametrize("temperature", [0.3, 2.0])
-def test_the_cache_changes_no_pixel_at_other_temperatures(output, temperature):
-    model = small(output, "class")
-    expected = draw_naively(model, [3], temperature)
-    assert torch.equal(draw(model, [3], temperature=temperature), expected)
-
-
-@pytest.mark.parametrize("memory_rows", [0, 1, 3, 8])
-def test_the_cache_changes_no_pixel_with_other_blocks(output, memory_rows):
-    row = SIZE * (1 if output == "dmol" else 3)
-    model = small(output, "class", query_block=2 * row, memory_block=memory_rows * row)
-    given = dict(given=pictures(2), given_pixels=29)
-    assert torch.equal(draw(model, [1, 2], **given), draw_naively(model, [1, 2], **given))
 
 
 # ---- seeds --------------------------------------------------------------------------------------------------
@@ -79,10 +55,6 @@ def test_a_snapshot_a_pixel(model):
         assert not flat[:, order[snapshot.done :]].any()
 
 
-def test_pixel_order_of_1d_is_raster_order(model):
-    assert torch.equal(pixel_order(model), torch.arange(PIXELS))
-
-
 def test_closing_stops_the_work(model, monkeypatch):
     calls = count_steps(monkeypatch)
     generator = sample(model, SEEDS, **conditions(model, 3))
@@ -110,14 +82,21 @@ def test_near_temperature_zero_the_seed_does_not_matter(model):
 # ---- completion ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given_pixels", [1, 16, 21, 32, PIXELS - 1, PIXELS])  # a query block is 16 pixels
-def test_completion_keeps_what_is_given_and_draws_the_rest(model, monkeypatch, given_pixels):
-    given, condition = pictures(2, seed=3), conditions(model, 2)
+BLOCKS_2D = dict(layout="2d", query_block=(4, 4), memory_block=(2, 3))
+
+
+@pytest.mark.parametrize("blocks, given_pixels", [  # a query block is 16 pixels
+    ({}, 1), ({}, 16), ({}, 21), ({}, PIXELS - 1), ({}, PIXELS), (BLOCKS_2D, 16), (BLOCKS_2D, 37)
+])
+def test_completion_keeps_what_is_given_and_draws_the_rest(case, monkeypatch, blocks, given_pixels):
+    model = case.rebuilt(**blocks)
+    order, given, condition = pixel_order(model), pictures(2, seed=3), conditions(model, 2)
     calls = count_steps(monkeypatch)
     snapshots = list(sample(model, [1, 2], given=given, given_pixels=given_pixels, **condition))
     assert len(calls) == (PIXELS - given_pixels) * model.config.channels
     assert [s.done for s in snapshots] == list(range(given_pixels, PIXELS + 1))
-    first, last, kept = (t.view(2, PIXELS, 3) for t in (snapshots[0].pixels, snapshots[-1].pixels, given))
+    # (N, pixels, 3) in the order in which they are drawn
+    first, last, kept = (t.view(2, PIXELS, 3)[:, order] for t in (snapshots[0].pixels, snapshots[-1].pixels, given))
     assert torch.equal(first[:, :given_pixels], kept[:, :given_pixels]) and not first[:, given_pixels:].any()
     assert torch.equal(last[:, :given_pixels], kept[:, :given_pixels])
     expected = draw_naively(model, [1, 2], given=given, given_pixels=given_pixels, **condition)
@@ -181,6 +160,17 @@ def test_wrong_arguments_are_named(task, arguments, message):
     model = small("dmol", task, layers=1)
     with pytest.raises(ValueError, match=message):
         sample(model, **({"seeds": [0]} | arguments))  # the call alone: nothing is drawn yet
+
+
+@pytest.mark.parametrize("name, size", [("given", SIZE), ("sources", SOURCE)])
+def test_levels_that_a_model_does_not_know_are_named(output, name, size):
+    model = small(output, "sr" if name == "sources" else "class", layers=1, levels=8)
+    picture = pictures(1, size, levels=8)
+    options = {name: picture} | ({"given_pixels": 3} if name == "given" else {})
+    sample(model, [0], **options)
+    picture[0, -1, -1, 2] = 8
+    with pytest.raises(ValueError, match=rf"{name} must be in 0\.\.7, got 8"):
+        sample(model, [0], **options)
 
 
 def test_a_model_in_training_mode_is_refused():
