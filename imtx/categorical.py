@@ -9,7 +9,7 @@ DRAWS = 1  # uniform numbers a sub-pixel
 
 
 def temper(logits: Tensor, temperature: float) -> Tensor:
-    """Logits divided by the temperature."""
+    """Logits divided by the temperature (paper section 4)."""
     return logits / temperature
 
 

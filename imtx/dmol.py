@@ -47,7 +47,7 @@ def shift_means(params: Tensor, base: Tensor) -> Tensor:
 
 
 def temper(params: Tensor, temperature: float) -> Tensor:
-    """Mixture logits divided by the temperature, scales multiplied by it.
+    """Mixture logits divided by the temperature, scales multiplied by it (paper section 4).
 
     A mixture of logistics has no exact twin of a softmax's temperature; this is the natural choice: it sharpens
     both the choice of a component and the component itself.
@@ -94,8 +94,8 @@ def log_prob(params: Tensor, colours: Tensor, levels: int = 256) -> Tensor:
 def draw(params: Tensor, uniforms: Tensor, levels: int = 256) -> Tensor:
     """Draws whole pixels by inverting the distribution functions.
 
-    params: (..., 10 K) float; uniforms: (..., 4) float64 in [0, 1). Returns (..., 3) uint8. Each colour is rounded to
-    its level before the next one's mean is formed: samples follow `log_prob` exactly.
+    params: (..., 10 K) float, as `temper` returns them; uniforms: (..., 4) float64 in [0, 1). Returns (..., 3) uint8. Each
+    colour is rounded to its level before the next one's mean is formed: samples follow `log_prob` exactly.
     """
     logits, means, log_scales, couplings = unpack(params)
     component = pick(torch.softmax(logits, dim=-1), uniforms[..., 0])  # (...)

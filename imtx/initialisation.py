@@ -15,12 +15,20 @@ def apply(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _paper(model: nn.Module) -> None:
-    """T2T's: every matrix uniform with variance 0.2 / (mean of its two sizes), position tables of variance 1 / d."""
+    """T2T's: every matrix uniform with variance 0.2 / (mean of its two sizes), position tables of variance 1 / d.
+
+    T2T has a matrix each for queries, keys and values; and its linear layer of a pixel is a convolution of one channel
+    with a 1 x 3 window, whose sizes count as 3 and 3 d.
+    """
     for name, parameter in model.named_parameters():
         if ".place." in name:
             nn.init.normal_(parameter, std=model.config.width**-0.5)
+        elif name.endswith("colour.pixel.weight"):
+            bound = math.sqrt(3 * 0.2 / ((3 + 3 * model.config.width) / 2))
+            nn.init.uniform_(parameter, -bound, bound)
         elif parameter.ndim == 2:
-            nn.init.xavier_uniform_(parameter, gain=math.sqrt(0.2))
+            for matrix in parameter.chunk(3 if ".qkv." in name else 2 if ".kv." in name else 1):
+                nn.init.xavier_uniform_(matrix, gain=math.sqrt(0.2))
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
 

@@ -44,6 +44,8 @@ class ImageTransformer(
     """
 
     def __init__(self, config: Config):
+        if not isinstance(config, Config):
+            raise ValueError(f"config must be an imtx.Config, of a preset PRESETS[name]; got {config!r}.")
         super().__init__()
         self.config = config
         self.layout = layout = build_layout(config)
@@ -87,10 +89,7 @@ class ImageTransformer(
         In generation order. float32 if the model is (also under autocast), float64 if the model is.
         """
         size = self.config.image_size
-        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (size, size, 3):
-            raise ValueError(
-                f"pixels must be uint8 of shape (N, {size}, {size}, 3), got {pixels.dtype} {tuple(pixels.shape)}."
-            )
+        require("pixels", pixels, torch.uint8, (None, size, size, 3))
         self.check_levels("pixels", pixels)
         return self.parallel(pixels, self.context(len(pixels), labels, sources))
 
@@ -105,7 +104,7 @@ class ImageTransformer(
 
     def targets(self, pixels: Tensor) -> Tensor:
         """(N, h, w, 3) uint8 -> (N, P, 3) for pixels, (N, P, 1) for sub-pixels, in generation order."""
-        return pixels.reshape(len(pixels), self.config.positions, -1)[:, self.order]
+        return pixels.reshape(len(pixels), self.config.positions, 3 // self.config.channels)[:, self.order]
 
     def parallel(self, pixels: Tensor, context: Context, caches: list[Cache] | None = None) -> Tensor:
         """(N, h, w, 3) uint8 -> (N, P, output parameters); caches, one a block, take all keys and values."""
@@ -150,17 +149,14 @@ class ImageTransformer(
         if self.label is not None:
             if labels is None:
                 labels = torch.full((images,), len(config.classes), device=self.head.weight.device)
-            if labels.shape != (images,) or labels.dtype != torch.int64:
-                raise ValueError(f"labels must be int64 of shape ({images},), got {labels.dtype} {tuple(labels.shape)}.")
+            require("labels", labels, torch.int64, (images,))
             # A compiled graph would break here; train.py looks at its labels once, when it reads them.
             if not torch.compiler.is_compiling() and not ((labels >= 0) & (labels <= len(config.classes))).all():
                 raise ValueError(f"labels must be in 0..{len(config.classes)}, the last for no class; got {labels}.")
             label = self.label(labels).unsqueeze(1)  # (N, 1, d)
         if sources is None:
             return Context(label)
-        expected = (images, config.source_size, config.source_size, 3)
-        if sources.shape != expected or sources.dtype != torch.uint8:
-            raise ValueError(f"sources must be uint8 of shape {expected}, got {sources.dtype} {tuple(sources.shape)}.")
+        require("sources", sources, torch.uint8, (images, config.source_size, config.source_size, 3))
         self.check_levels("sources", sources)
         encoded, rotary = self.encode(sources), self.source_rotary()
         source_kv = [block.source_attention.keys_values(encoded, rotary) for block in self.decoder]
@@ -218,3 +214,14 @@ class ImageTransformer(
         """A model in float32 and eval mode, from a folder, a bundled name or a Hub id; see `imtx.checkpoint.find`."""
         folder = checkpoint.find(name, revision)
         return checkpoint.load(cls, folder)
+
+
+def require(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
+    """Raises ValueError, with both shapes and dtypes, for what is not such a tensor; a side of None may be of any length."""
+    kind = str(dtype).removeprefix("torch.")
+    expected = f"({', '.join('N' if n is None else str(n) for n in shape)}{',' if len(shape) == 1 else ''})"
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a {kind} tensor of shape {expected}, got {type(tensor).__name__}.")
+    fits = tensor.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, tensor.shape))
+    if tensor.dtype != dtype or not fits:
+        raise ValueError(f"{name} must be {kind} of shape {expected}, got {tensor.dtype} {tuple(tensor.shape)}.")

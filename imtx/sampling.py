@@ -1,16 +1,17 @@
 """Drawing images position by position through the cache, as a generator that can be watched and stopped."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .model import Context, ImageTransformer
 
 SEEDS = 2**32  # a seed is an integer in 0..SEEDS-1
+HOTTEST = 1e30  # temperature; beyond it, and below 1 / HOTTEST, float32 overflows
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def whole_rows(model: ImageTransformer, rows: int) -> int:
     What a completion can keep. In raster order that is `rows` itself; with a 2D layout, whole rows of blocks.
     """
     size = model.config.image_size
+    rows = min(rows, size)
     lowest = (pixel_order(model) // size).cummax(dim=0).values  # (h w,): the lowest row that each step has reached
     return max((n for n in range(1, rows + 1) if lowest[n * size - 1] < n), default=0)
 
@@ -59,10 +61,10 @@ def sample(
     given: Tensor | None = None,
     given_pixels: int = 0,
 ) -> Iterator[Snapshot]:
-    """Draws one image a seed, all at once, and yields them after every pixel (paper section 5, temperature included).
+    """Draws one image a seed, all at once, and yields them after every pixel (paper section 4, temperature included).
 
     seeds: N integers in 0..2^32-1; the same seed and conditions give the same image.
-    temperature: above 0; below 1 is tamer than the model's distribution.
+    temperature: 1e-30 to 1e30; below 1 is tamer than the model's distribution, 1 is that distribution.
     labels: N class indices, for a model with classes; None = no class.
     sources: (s, s, 3) or (N, s, s, 3) uint8, for a super-resolution model.
     given: (h, w, 3) or (N, h, w, 3) uint8, of which the first `given_pixels` in `pixel_order` are kept.
@@ -70,20 +72,25 @@ def sample(
     Closing the generator stops the work at once. Raises ValueError, when called, for arguments that the model cannot take.
     """
     config, device, size = model.config, model.head.weight.device, model.config.image_size
+    if not isinstance(seeds, Iterable) or not (seeds := list(seeds)) or not all(_is_whole(n, 0, SEEDS - 1) for n in seeds):
+        raise ValueError(f"seeds must be one or more integers in 0..{SEEDS - 1}, got {seeds}.")
     images = len(seeds)
-    if not images or not all(isinstance(seed, Integral) and 0 <= seed < SEEDS for seed in seeds):
-        raise ValueError(f"seeds must be one or more integers in 0..{SEEDS - 1}, got {list(seeds)}.")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}.")
-    if not 0 <= given_pixels <= size**2 or (given is None) != (given_pixels == 0):
+    if not isinstance(temperature, Real) or not 1 / HOTTEST <= temperature <= HOTTEST:
+        raise ValueError(f"temperature must be a number from {1 / HOTTEST:g} to {HOTTEST:g}, got {temperature!r}.")
+    if not _is_whole(given_pixels, 0, size**2) or (given is None) != (given_pixels == 0):
         raise ValueError(
-            f"given_pixels must be in 1..{size**2} with a given picture, 0 without; got {given_pixels} "
+            f"given_pixels must be a whole number in 1..{size**2} with a given picture, 0 without; got {given_pixels!r} "
             f"{'without' if given is None else 'with'} one."
         )
     if model.training:
         raise ValueError("The model is in training mode, where dropout disturbs what is drawn: call model.eval() first.")
     if labels is not None:
-        labels = torch.as_tensor(labels, device=device)
+        if not isinstance(labels, Iterable) or not all(_is_whole(label, 0, len(config.classes)) for label in labels):
+            raise ValueError(
+                f"labels must be class indices in 0..{len(config.classes)}, the last for no class; got {labels!r}."
+                if config.classes else "This model has no classes: leave labels out."
+            )
+        labels = torch.tensor([int(label) for label in labels], device=device)
     if sources is not None and config.source_size:
         sources = _batch(sources, images, config.source_size, "sources", device)
     if given is not None:
@@ -134,8 +141,16 @@ def _sub_pixels(pixel: Tensor) -> Tensor:
     return (pixel[:, None] * 3 + torch.arange(3, device=pixel.device)).flatten()
 
 
+def _is_whole(value, low: int, high: int) -> bool:
+    """Whether it is an integer of Python, NumPy or torch in that range."""
+    value = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+    return isinstance(value, Integral) and low <= value <= high
+
+
 def _batch(pictures: Tensor, images: int, size: int, name: str, device: torch.device) -> Tensor:
     """One picture for all, or one each, tensor or array -> (N, size, size, 3)."""
+    if not isinstance(pictures, (Tensor, np.ndarray)):
+        raise ValueError(f"{name} must be a uint8 tensor or array, got {type(pictures).__name__}.")
     pictures = torch.as_tensor(pictures)
     if pictures.dtype != torch.uint8 or pictures.shape not in ((size, size, 3), (images, size, size, 3)):
         raise ValueError(

@@ -304,10 +304,11 @@ def test_the_list(bundled, tmp_path, capsys):
     (bundled / "no-json" / "config.json").write_text("{")
     (bundled / ".b-generator-half-written").mkdir()
     own = [save(tmp_path / "runs" / "one" / "model"), save(tmp_path / "runs" / "two" / "model", **SR)]
+    own.append(save(tmp_path / "runs" / "two" / "checkpoints" / "step-00000001" / "raw", **SR))
     own += [save(tmp_path / "elsewhere" / "b-generator"), own[0], f"{own[1]}/", "a-generator", bundled / "b-faces"]
     generators, upscalers = models.installed([str(name) for name in own])
-    assert list(generators) == ["model", "b-generator (2)", "a-generator", models.GENERATOR, "b-generator"]
-    assert list(upscalers) == ["model (2)", "b-faces", models.UPSCALER]
+    assert list(generators) == ["one", "b-generator (2)", "a-generator", models.GENERATOR, "b-generator"]
+    assert list(upscalers) == ["two", "step-00000001/raw", "b-faces", models.UPSCALER]
     assert generators["b-generator"].folder == bundled / "b-generator"
     log = capsys.readouterr().out
     assert log.startswith("no-json: not loaded.") and log.endswith("left out.\n") and log.count("\n") == 1
@@ -367,5 +368,5 @@ def test_whole_rows(block, kept, output):
     config = dict(image_size=8, width=16, heads=2, layers=1, ffn=16, output=output)
     model = ImageTransformer(Config(layout="2d", query_block=block, memory_block=(1, 1), **config))
     assert [whole_rows(model, rows) for rows in range(5)] == kept
-    assert whole_rows(model, 8) == 8
+    assert whole_rows(model, 8) == whole_rows(model, 9) == 8
     assert whole_rows(ImageTransformer(Config(query_block=16, memory_block=16, **config)), 3) == 3

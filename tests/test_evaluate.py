@@ -128,6 +128,7 @@ def test_the_shuffled_figure_is_that_of_other_images_conditions(name, run, model
 
 
 def test_the_likelihood_is_called_by_its_name(run, models, tmp_path):
+    assert run("--checkpoint", models / "dmol", "--no-class")[1]["likelihood"] == "p(image)"
     assert run("--checkpoint", models / "dmol")[1]["likelihood"] == "p(image | class)"
     printed, result = run("--checkpoint", models / "sr", "--samples", 0)
     assert result["likelihood"] == "p(high | low)" and "likelihood  p(high | low)" in printed
@@ -331,7 +332,7 @@ def test_a_training_run_names_the_models_inside(named, refusal, models, tmp_path
         (tmp_path / "checkpoints" / name / "raw").mkdir(parents=True)
     step = tmp_path / "checkpoints" / (Path(named).name if "/" in named else "step-00000008")
     for refused in (refusal("--checkpoint", tmp_path / named), refusal("--average", models / "dmol", tmp_path / named)):
-        assert f"name {step}/raw for the trained weights, or {step}/ema for their moving average" in refused
+        assert f"name {step}/ema for the moving average of the weights, or {step}/raw for the weights themselves" in refused
 
 
 def test_data_that_the_model_cannot_take_are_refused(refusal, models, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,25 @@ def test_a_fresh_model_is_not_far_from_uniform(output):
     assert 0 < bits < 8.5
 
 
+@pytest.mark.parametrize("output", ["dmol", "categorical"])
+def test_the_papers_family_starts_like_t2t(output):
+    """Uniform, variance 0.2 over the mean of a matrix's two sizes, as T2T counts its matrices and their sizes."""
+    torch.manual_seed(0)
+    config = replace(PRESETS["paper-sr-1d"], output=output, width=128, ffn=256, layers=1, encoder_layers=1, attention_width=64)
+    model = ImageTransformer(config)
+    block, pixel = model.decoder[0], {"dmol": (3, 3 * 128), "categorical": None}[output]
+    sizes = {
+        block.attention.qkv.weight[:64]: (128, 64), block.attention.qkv.weight[128:]: (128, 64),
+        block.source_attention.kv.weight[:64]: (128, 64), block.attention.out.weight: (64, 128),
+        block.ffn.up.weight: (128, 256), model.head.weight: model.head.weight.shape,
+    }
+    sizes |= {model.embedding.colour.pixel.weight: pixel} if pixel else {model.embedding.colour.value.weight: (768, 128)}
+    for weight, (inputs, outputs) in sizes.items():
+        bound = (3 * 0.2 * 2 / (inputs + outputs)) ** 0.5
+        assert 0.95 * bound < weight.abs().max() <= bound
+        assert weight.var().item() == pytest.approx(bound**2 / 3, rel=0.1)
+
+
 # ---- wrong arguments ----------------------------------------------------------------------------------------
 
 
@@ -184,6 +204,16 @@ def test_wrong_conditions_are_named():
         sr(pixels, sources=pictures(2, 3))
     with pytest.raises(ValueError, match="sources must be uint8.*float"):
         sr(pixels, sources=sources.float())
+
+
+def test_what_is_no_tensor_or_no_config_is_named():
+    model = small("dmol", "class")
+    with pytest.raises(ValueError, match="pixels must be a uint8 tensor.*ndarray"):
+        model.log_prob(pictures(1).numpy())
+    with pytest.raises(ValueError, match="labels must be a int64 tensor.*list"):
+        model.log_prob(pictures(1), [0])
+    with pytest.raises(ValueError, match="PRESETS.*'tiny'"):
+        ImageTransformer("tiny")
 
 
 @pytest.mark.parametrize("labels", [[3, 0], [-1, 0], [0.0, 1.0]])

@@ -132,6 +132,13 @@ def test_completing_a_drawn_image_with_its_seed_gives_it_back(model):
     "task, arguments, message",
     [
         ("class", {"seeds": []}, "seeds"),
+        ("class", {"seeds": 3}, "seeds.*3"),
+        ("class", {"temperature": "warm"}, "temperature.*warm"),
+        ("class", {"temperature": 1e-45}, "temperature.*1e-45"),
+        ("class", {"labels": ["cat"]}, "labels.*cat"),
+        ("class", {"labels": [None]}, "labels.*None"),
+        ("class", {"given": pictures(1), "given_pixels": 3.0}, "given_pixels.*3.0"),
+        ("class", {"given": [[0]], "given_pixels": 3}, "given.*list"),
         ("class", {"seeds": [0, -1]}, "seeds.*-1"),
         ("class", {"seeds": [2**32]}, "seeds.*4294967296"),
         ("class", {"seeds": [1.5]}, "seeds.*1.5"),

@@ -1,21 +1,26 @@
 """The paper's memory-block ablation in small: python train/ablation.py --data FOLDER --output DIR --max-steps 2000 ...
 
-Trains one small model of the paper's family at every block size for equal steps, each with train/train.py (any option of
-which can be given), and draws bits/dim on the held-out images beside the paper's figures: DIR/ablation.json and .png.
-Interrupted, the same command goes on where it was.
+Trains one small model of the paper's family at every block size for equal steps, each with train/train.py, whose other
+options can be given, and draws bits/dim on the held-out images beside the paper's figures: DIR/ablation.json and .png.
+Interrupted, with a checkpoint, the same command goes on where it was.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
 
 import matplotlib
 
 matplotlib.use("Agg")  # draws into files, needs no screen
 from matplotlib import pyplot as plt
+
+from imtx import PRESETS
 
 # CIFAR-10 test bits/dim of the paper's categorical model with 8 layers, by block size in sub-pixels.
 PAPER = {8: 4.06, 16: 3.47, 64: 3.13, 256: 2.99}
@@ -28,15 +33,28 @@ def train(block: int, output: Path, options: list[str]) -> float:
     command += ["--output", str(folder), *options]
     if any((folder / "checkpoints").glob("step-*")):
         command += ["--resume", "latest"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"Training with blocks of {block} has failed; what it said stands above.")
-    return json.loads(done.stdout.splitlines()[-1])["bits_per_dim"]
+    # Ctrl-C reaches the training too, which ends with a checkpoint: here it is waited for.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ) as training:
+        said, _ = training.communicate()
+    signal.signal(signal.SIGINT, before)
+    if training.returncode:
+        raise SystemExit(f"Training with blocks of {block} has ended early; what it said stands above.")
+    return json.loads(said.splitlines()[-1])["bits_per_dim"]
+
+
+def write(record: Path, found: dict) -> None:
+    temporary = record.with_suffix(".part")
+    temporary.write_text(json.dumps(found, indent=2) + "\n")
+    os.replace(temporary, record)
 
 
 def chart(ours: dict[int, float], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    curves = [(ours, "o-", "ours: 3 layers of width 64, minutes on a CPU, validation")]
+    config = PRESETS["ablation-8"]
+    curves = [(ours, "o-", f"ours: {config.layers} layers of width {config.width}, validation")]
     curves.append((PAPER, "s--", "paper: 8 layers of width 512, test"))
     for figures, style, label in curves:
         axes.plot(list(figures), list(figures.values()), style, label=label)
@@ -58,17 +76,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path)
     args, options = parser.parse_known_args()  # train.py looks at the rest, and refuses what it does not know
-    args.output.mkdir(parents=True, exist_ok=True)
+    if any(option.split("=")[0] in ("--preset", "--resume") for option in options):
+        parser.error("--preset and --resume are chosen here, one model a block size.")
     record = args.output / "ablation.json"
-    found = json.loads(record.read_text()) if record.exists() else {"options": options, "bits_per_dim": {}}
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        found = json.loads(record.read_text()) if record.exists() else {"options": options, "bits_per_dim": {}}
+        write(record, found)  # before anything is trained: all blocks have the same options
+    except OSError as error:
+        raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
     if found["options"] != options:
         raise SystemExit(f"{record} is of other options: {' '.join(found['options'])}. Choose another folder.")
     for block in PAPER:
         if str(block) not in found["bits_per_dim"]:
             found["bits_per_dim"][str(block)] = train(block, args.output, options)
-            temporary = record.with_suffix(".part")
-            temporary.write_text(json.dumps(found, indent=2) + "\n")
-            os.replace(temporary, record)
+            write(record, found)
     chart({int(block): value for block, value in found["bits_per_dim"].items()}, args.output / "ablation.png")
     print(json.dumps(found))
 

@@ -18,9 +18,10 @@ def open_model(name: str | Path) -> ImageTransformer:
     if folder.is_dir() and not (folder / "config.json").exists():
         for inside in (".", "step-*", "checkpoints/step-*"):  # of a checkpoint, of all of them, of a run
             for raw in sorted(folder.glob(f"{inside}/raw"), reverse=True):
+                ema = folder / "model" if (folder / "model" / "config.json").exists() else raw.with_name("ema")
                 raise SystemExit(
-                    f"{folder} is no model folder: name {raw} for the trained weights, or {raw.with_name('ema')} for "
-                    "their moving average."
+                    f"{folder} is no model folder: name {ema} for the moving average of the weights, or {raw} for the "
+                    "weights themselves."
                 )
     try:
         return ImageTransformer.from_pretrained(name)

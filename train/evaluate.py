@@ -41,6 +41,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="parquet file, or a folder: its test-* files")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N images, in file order")
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="images at a time; changes no figure")
+    parser.add_argument("--no-class", action="store_true", help="p(image) of a model with classes: leave the labels out")
     parser.add_argument(
         "--breakdown", metavar="FILE.json", type=Path,
         help="write bits/dim by class, by position and, for a categorical model, by colour, in raster order",
@@ -116,7 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.samples and not config.source_size:
         raise SystemExit("--samples is for super-resolution models: this one has no sources that a sample could keep to.")
     images = data.load(args.data, "test", config, args.limit)
-    if config.classes and images.labels is None:
+    if args.no_class:
+        if not config.classes:
+            raise SystemExit("--no-class is for models with classes: this one has none.")
+        images = data.Images(images.pixels, None)
+    elif config.classes and images.labels is None:
         print("The data has no labels: evaluated with no class.")
     elif config.classes:
         data.check_labels(images, config.classes, args.data)

@@ -1,6 +1,8 @@
 """What turns gradients into weights: optimizers, the rate's schedule, and the average of the weights."""
 
 import copy
+import math
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -8,27 +10,40 @@ from torch import nn
 DECAY_SHARE = 0.15  # of the budget, at its end
 
 
-def optimizers(model: nn.Module, rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for all else (embeddings, stem, head, gains).
+def optimizers(model: nn.Module, kind: str, rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """kind: "muon", "adamw" or "paper".
 
-    Muon (Jordan et al., 2024) orthogonalises a matrix's update; with updates scaled to AdamW's size
-    ("match_rms_adamw") one rate serves both.
+    "muon": Muon for the matrices inside the blocks, AdamW for all else (embeddings, stem, head, gains). Muon (Jordan et
+    al., 2024) orthogonalises a matrix's update; with updates scaled to AdamW's size ("match_rms_adamw") one rate serves
+    both. "adamw": AdamW for all of it. "paper": Adam as T2T has it. Weight decay is for the matrices inside the blocks.
     """
     inside = [p for n, p in model.named_parameters() if p.ndim == 2 and ("decoder." in n or "encoder." in n)]
     chosen = {id(p) for p in inside}
     others = [p for p in model.parameters() if id(p) not in chosen]
+    if kind == "paper":
+        return [torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.98), eps=1e-9)]
+    rest = {"params": others, "weight_decay": 0.0}
+    if kind == "adamw":
+        return [torch.optim.AdamW([{"params": inside, "weight_decay": weight_decay}, rest], lr=rate, betas=(0.9, 0.95))]
     return [
         torch.optim.Muon(inside, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW([rest], lr=rate, betas=(0.9, 0.95)),
     ]
 
 
-def rate_factor(step: int, warmup: int, progress: float) -> float:
-    """The rate's share of its peak: linear warm-up, constant, then linearly to zero over the budget's last 15 %.
+def rate_factor(schedule: str, step: int, warmup: int, progress: float) -> float:
+    """The rate's share of its peak at a step, after linear warm-up.
 
+    schedule: "constant", then linearly to zero over the budget's last 15 %; "cosine", down to zero over the whole budget;
+    "paper", with 1/sqrt(step) and no end (T2T's "noam").
     progress: the share of the budget, of steps or of minutes, that is used up.
     """
-    return min((step + 1) / warmup, 1.0) * min(1.0, max(0.0, (1 - progress) / DECAY_SHARE))
+    warm = min((step + 1) / warmup, 1.0)
+    if schedule == "cosine":
+        return warm * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    if schedule == "paper":
+        return warm * min(1.0, (warmup / (step + 1)) ** 0.5)
+    return warm * min(1.0, max(0.0, (1 - progress) / DECAY_SHARE))
 
 
 class Average:
@@ -53,7 +68,10 @@ def batch_indices(step: int, batch_size: int, images: int, seed: int) -> torch.T
     epochs = place // images
     chosen = torch.empty_like(place)
     for epoch in epochs.unique().tolist():
-        generator = torch.Generator().manual_seed(seed + epoch)
-        permutation = torch.randperm(images, generator=generator)
-        chosen[epochs == epoch] = permutation[place[epochs == epoch] % images]
+        chosen[epochs == epoch] = _permutation(images, seed + epoch)[place[epochs == epoch] % images]
     return chosen
+
+
+@lru_cache(maxsize=2)  # a step takes images of one epoch, or of two; a million images take longer to shuffle than a step
+def _permutation(images: int, seed: int) -> torch.Tensor:
+    return torch.randperm(images, generator=torch.Generator().manual_seed(seed))

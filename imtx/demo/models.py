@@ -147,13 +147,18 @@ def installed(named: Sequence[str] = ()) -> tuple[dict[str, Installed], dict[str
 
 
 def _shown(name: str, folder: Path, taken: set[str]) -> str:
-    """What visitors call a model of the command line: a bundled name, a Hub id, or the last part of a path.
+    """What visitors call a model of the command line: a bundled name, a Hub id, or the part of a path that tells it apart.
 
     No two models are called the same.
     """
     if folder.parent == BUNDLED:
         return folder.name
-    shown = unique = os.path.basename(os.path.abspath(name)) if Path(name).is_dir() else name
+    shown = name
+    if Path(name).is_dir():
+        parts = Path(os.path.abspath(name)).parts
+        # Every run's model is called runs/NAME/model, and NAME/checkpoints/step-.../raw or ema.
+        shown = parts[-2] if parts[-1] == "model" else "/".join(parts[-2:]) if parts[-1] in ("raw", "ema") else parts[-1]
+    unique = shown
     number = 2
     while unique in taken:
         unique = f"{shown} ({number})"

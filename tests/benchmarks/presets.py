@@ -17,31 +17,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout, with nothing installed
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from imtx import PRESETS, ImageTransformer, draw
-
-
-def example(model: ImageTransformer) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A picture of noise (1, h, w, 3) and, where the model wants one, a source."""
-    config, generator = model.config, torch.Generator().manual_seed(0)
-
-    def noise(size: int) -> torch.Tensor:
-        return torch.randint(0, config.levels, (1, size, size, 3), generator=generator, dtype=torch.uint8)
-
-    return noise(config.image_size), {"sources": noise(config.source_size)} if config.source_size else {}
+from imtx.costs import cache_bytes, example, forward_flops
 
 
 def costs(model: ImageTransformer) -> dict:
-    pixels, condition = example(model)
-    # The fused kernel is opaque to the counter, the plain one is made of matrix products.
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(pixels, **condition)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "gflop": counter.get_total_flops() / 1e9,
-        "cache_mb": sum(t.nbytes for cache in model.caches(1) for t in (cache.all, cache.window)) / 1e6,
+        "gflop": forward_flops(model) / 1e9,
+        "cache_mb": cache_bytes(model) / 1e6,
     }
 
 

@@ -1,0 +1,97 @@
+"""What a run says about itself: a progress bar, OUTPUT/log.jsonl, accelerate's trackers, and sheets of samples."""
+
+import importlib.util
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from data import Images
+from imtx import ImageTransformer, draw
+from imtx.costs import forward_flops, matmul_rate
+from imtx.images import save_png, sheet
+from likelihood import sources_of
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def require_tracker(name: str | None) -> None:
+    """accelerate only warns of a tracker whose package is missing, and logs nothing: here it is an error."""
+    if name == "tensorboard" and not any(importlib.util.find_spec(package) for package in ("tensorboard", "tensorboardX")):
+        raise SystemExit("--track tensorboard: the package is not installed. pip install tensorboard")
+
+
+class Report:
+    """All processes call its methods; the main one alone shows and writes.
+
+    MFU, model FLOPs utilisation: FLOPs of the model's matrix products a second, a training step's being three times a
+    forward's, over the rate at which this device multiplies large matrices in the run's precision, measured at the start.
+    """
+
+    def __init__(self, output: Path, accelerator: Accelerator, model: ImageTransformer, precision: str, batch_size: int):
+        self.output, self.accelerator, self.batch_size = output, accelerator, batch_size
+        self.flops = 3 * forward_flops(model)  # an image
+        self.peak = matmul_rate(accelerator.device, DTYPES[precision]) * accelerator.num_processes
+        self.bar, self.losses = None, []
+        self.since = (0, 0.0)  # step and seconds of the last report
+
+    def begin(self, step: int, seconds: float, steps: int | None) -> None:
+        main = self.accelerator.is_main_process
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not main, bar_format="{n_fmt}/{total_fmt} steps{postfix}")
+        self.since = (step, seconds)
+
+    def step(self, loss: torch.Tensor) -> None:
+        """loss: bits/dim of this process's share of the step, not yet waited for."""
+        self.losses.append(loss)
+        self.bar.update()
+
+    def losses_to(self, step: int, seconds: float, share: float) -> None:
+        """Logs the mean loss and the speed since the last report. Called before anything is saved: no NaN gets into it.
+
+        share: of the budget that is used up. Raises SystemExit, on all processes, if the loss is no number.
+        """
+        if not self.losses:
+            return
+        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        if not math.isfinite(loss):
+            raise SystemExit(
+                f"The loss is {loss} by step {step}. Resume from the last good checkpoint, --resume latest, with a lower "
+                "--learning-rate."
+            )
+        steps, passed = step - self.since[0], max(seconds - self.since[1], 1e-9)
+        rate = steps * self.batch_size / passed  # images a second, over all processes
+        left = time.strftime("%H:%M:%S", time.gmtime(seconds * (1 - share) / max(share, 1e-9)))
+        mfu = rate * self.flops / self.peak
+        self.bar.set_postfix_str(f"{loss:.3f} bits/dim, {rate:.1f} images/s, MFU {mfu:.1%}, {left} left")
+        self.log(step, seconds, bits_per_dim=loss, images_per_second=round(rate, 1), mfu=round(mfu, 4))
+        self.losses, self.since = [], (step, seconds)
+
+    def log(self, step: int, seconds: float, **entry) -> None:
+        """A line of log.jsonl, a line above the bar, and numbers for the trackers."""
+        self.accelerator.log({name: value for name, value in entry.items() if isinstance(value, (int, float))}, step=step)
+        if self.accelerator.is_main_process:
+            entry = {"step": step, "seconds": round(seconds, 1), **entry}
+            with open(self.output / "log.jsonl", "a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.bar.write("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()))
+
+    def samples(self, step: int, model: ImageTransformer, held_out: Images) -> None:
+        """8 samples with seeds 0..7: a class each, or for super-resolution source, sample and truth in rows."""
+        if not self.accelerator.is_main_process:
+            return
+        config, seeds = model.config, range(8)
+        if config.source_size:
+            truth = held_out[:8]
+            seeds = range(len(truth))
+            sources = sources_of(truth, config.source_size)
+            scale = config.image_size // config.source_size
+            shown = sources.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+            pictures = torch.cat([shown, draw(model, seeds, sources=sources), truth.pixels])
+        else:
+            labels = [i % len(config.classes) for i in seeds] if config.classes else None
+            pictures = draw(model, seeds, labels=labels)
+        save_png(sheet(pictures.numpy(), columns=len(seeds), scale=3), self.output / "samples" / f"{step:08d}.png")

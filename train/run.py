@@ -1,0 +1,256 @@
+"""One training run: its state, its steps, and when it writes what."""
+
+import argparse
+import json
+import math
+import os
+import signal
+import time
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch import nn
+
+import data
+from checkpoints import Checkpoints
+from imtx import PRESETS, ImageTransformer
+from likelihood import bits_per_dim, sources_of
+from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
+from report import Report, require_tracker
+
+LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
+# What a resumed run must have as it was; budget, rate and precision may change.
+SETTINGS = ("preset", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
+LOSSES_A_LINE = 50  # steps between two lines of the log
+
+
+def check_processes(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Refuses a launch that asked for several processes and got single ones, which would all write the same files."""
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves an address for others that never come.
+    pretended = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
+    if accelerator.num_processes == 1 and (asked > 1 or pretended):
+        raise SystemExit(
+            "Several processes were asked for, and each would train on its own. On CPUs launch them with: "
+            "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 train/train.py ..."
+        )
+    parts = accelerator.num_processes * args.accumulate
+    if args.batch_size % parts:
+        raise SystemExit(
+            f"--batch-size {args.batch_size} must be a multiple of {parts}: {accelerator.num_processes} processes, "
+            f"--accumulate {args.accumulate}. Then each image weighs the same."
+        )
+
+
+class Likelihood(nn.Module):
+    """-log p of a batch in nats, (N, P): one module, so that it is compiled and wrapped as a whole."""
+
+    def __init__(self, model: ImageTransformer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels, labels, sources):
+        return -self.model.log_prob(pixels, labels, sources)
+
+
+class Progress:
+    """How far a run is; saved with each checkpoint."""
+
+    def __init__(self):
+        self.step, self.seconds, self.decaying = 0, 0.0, False  # steps taken, seconds of training, rate on its way down
+
+    def state_dict(self) -> dict:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+    def share(self, args: argparse.Namespace) -> float:
+        """Of the budget that is used up, 0..1."""
+        steps = self.step / args.max_steps if args.max_steps else 0.0
+        minutes = self.seconds / 60 / args.max_minutes if args.max_minutes else 0.0
+        return min(1.0, max(steps, minutes))
+
+
+class Run:
+    """One training run: the state of it, and what is written to the output folder."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        require_tracker(args.track)
+        project = ProjectConfiguration(project_dir=str(args.output), logging_dir=str(args.output))
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.track, project_config=project)
+        check_processes(self.accelerator, args)
+        set_seed(args.seed)
+        self.config = PRESETS[args.preset]
+        self.model = ImageTransformer(self.config)
+        self.average = Average(self.model, args.ema)
+        self.progress = Progress()
+        self.likelihood, *self.optimizers = self.accelerator.prepare(
+            Likelihood(self.model), *optimizers(self.model, args.optimizer, args.learning_rate, args.weight_decay)
+        )
+        self.average.model.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(self.progress)
+        folder = args.output / "checkpoints"
+        self.checkpoints = Checkpoints(folder, self.accelerator, self.model, self.average.model, args.keep)
+        if self.accelerator.is_main_process:
+            self.claim_output()
+        self.accelerator.wait_for_everyone()
+        self.compiled = torch.compile(self.likelihood) if args.compile else self.likelihood
+        images = data.load(args.data, "train", self.config)
+        if args.validation >= len(images):
+            raise SystemExit(f"--validation {args.validation} leaves none of the {len(images)} images to train on.")
+        self.images, self.held_out = images[: -args.validation], images[-args.validation :]
+        data.check_labels(images, self.config.classes, args.data)
+        if args.track:
+            self.accelerator.init_trackers(args.track)
+        self.report = Report(args.output, self.accelerator, self.average.model, args.mixed_precision, args.batch_size)
+        self.interrupted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.interrupt)
+
+    def claim_output(self) -> None:
+        """Refuses a folder with another run in it, and to resume a run with settings that change what it computes."""
+        args, note = self.args, self.args.output / "run.json"
+        settings = {name: getattr(args, name) for name in SETTINGS}
+        try:
+            (args.output / "samples").mkdir(parents=True, exist_ok=True)
+            if args.resume is None:
+                if self.checkpoints.in_use():
+                    raise SystemExit(
+                        f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder."
+                    )
+                note.write_text(json.dumps(settings) + "\n")
+            self.checkpoints.tidy()
+        except OSError as error:
+            raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
+        before = json.loads(note.read_text()) if note.exists() else settings
+        for name, value in settings.items():
+            if before[name] != value:
+                raise SystemExit(f"--resume: this run has --{name.replace('_', '-')} {before[name]}, not {value}.")
+
+    def interrupt(self, number: int, _) -> None:
+        """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint; a second one ends at once."""
+        self.interrupted = True
+        signal.signal(number, signal.SIG_DFL)
+
+    # ---- one step ------------------------------------------------------------------------------------------
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """This process's share of the step's images, with labels or sources."""
+        args, step = self.args, self.progress.step
+        batch = self.images[batch_indices(step, args.batch_size, len(self.images), args.seed)]
+        chance = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        if args.flip:
+            mirrored = torch.rand(len(batch), generator=chance) < 0.5
+            batch.pixels = torch.where(mirrored[:, None, None, None], batch.pixels.flip(2), batch.pixels)
+        labels, sources = None, sources_of(batch, self.config.source_size)
+        if self.config.classes:
+            dropped = torch.rand(len(batch), generator=chance) < LABEL_DROPOUT
+            labels = torch.where(dropped, len(self.config.classes), batch.labels)
+        share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        return tuple(t if t is None else t[share].to(self.accelerator.device) for t in (batch.pixels, labels, sources))
+
+    def train_step(self) -> torch.Tensor:
+        args = self.args
+        factor = rate_factor(args.schedule, self.progress.step, args.warmup, self.progress.share(args))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * factor
+        images, loss = self.batch(), torch.zeros((), device=self.accelerator.device)
+        parts = [tuple(None if t is None else t[i :: args.accumulate] for t in images) for i in range(args.accumulate)]
+        for i, part in enumerate(parts):
+            # Gradients are shared out among the processes once, with the last part.
+            sync = nullcontext() if i + 1 == len(parts) else self.accelerator.no_sync(self.likelihood)
+            with sync:
+                nats = self.compiled(*part)
+                bits = nats.mean() * nats[0].numel() / (math.log(2) * self.config.sub_pixels) / len(parts)  # bits/dim
+                self.accelerator.backward(bits)
+            loss += bits.detach()
+        self.accelerator.clip_grad_norm_(self.likelihood.parameters(), args.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.average.update(self.model, self.progress.step)
+        self.progress.step += 1
+        return loss
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def log(self, **entry) -> None:
+        self.report.log(self.progress.step, self.progress.seconds, **entry)
+
+    def log_losses(self) -> None:
+        self.report.losses_to(self.progress.step, self.progress.seconds, self.progress.share(self.args))
+
+    def save_checkpoint(self, name: str | None = None) -> None:
+        self.log_losses()
+        self.checkpoints.save(name or f"step-{self.progress.step:08d}")
+
+    def resume(self) -> None:
+        self.checkpoints.load(self.checkpoints.find(self.args.resume))
+        self.checkpoints.forget_after(self.progress.step)
+
+    def save_model(self) -> None:
+        if self.accelerator.is_main_process:
+            self.average.model.save_pretrained(self.args.output / "model")
+
+    # ---- the loop ------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        args, progress = self.args, self.progress
+        if args.resume is not None:
+            self.resume()
+        self.report.begin(progress.step, progress.seconds, args.max_steps)
+        since = time.time()
+        while progress.share(args) < 1:
+            if args.schedule == "constant" and not progress.decaying and progress.share(args) >= 1 - DECAY_SHARE:
+                self.save_checkpoint("before-decay")  # a run can be prolonged from here, at the constant rate
+                progress.decaying = True
+            self.report.step(self.train_step())
+            now = time.time()
+            progress.seconds, since = progress.seconds + now - since, now
+            self.agree()
+            if len(self.report.losses) == LOSSES_A_LINE:
+                self.log_losses()
+            if self.interrupted:
+                self.save_checkpoint()
+                raise SystemExit(f"Interrupted at step {progress.step}. --resume latest goes on from there.")
+            if progress.step % args.every == 0 and progress.share(args) < 1:
+                self.milestone()
+                since = time.time()  # validation and sample sheets are not charged to --max-minutes
+        self.report.bar.close()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # nothing after the loop waits for the flag
+
+    def agree(self) -> None:
+        """All processes go by the main one's clock and stop for a signal that any of them got: else they part ways."""
+        if self.accelerator.num_processes == 1:
+            return
+        seconds = self.progress.seconds if self.accelerator.is_main_process else 0.0
+        ours = torch.tensor([seconds, self.interrupted], dtype=torch.float64, device=self.accelerator.device)
+        self.progress.seconds, signals = self.accelerator.reduce(ours, "sum").tolist()
+        self.interrupted = signals > 0
+
+    def milestone(self) -> None:
+        self.save_checkpoint()
+        self.log(validation_bits_per_dim=bits_per_dim(self.average.model, self.held_out[: self.args.validate_on]))
+        self.save_model()
+        self.report.samples(self.progress.step, self.average.model, self.held_out)
+
+    def finish(self) -> dict:
+        self.save_checkpoint()
+        self.save_model()
+        self.report.samples(self.progress.step, self.average.model, self.held_out)
+        # Last, as it takes longest.
+        validation = bits_per_dim(self.average.model, self.held_out)
+        self.log(validation_bits_per_dim=validation, images=len(self.held_out))
+        self.accelerator.end_training()
+        return {
+            "num_processes": self.accelerator.num_processes,
+            "steps": self.progress.step,
+            "bits_per_dim": validation,
+            "output": str(self.args.output / "model"),
+        }
