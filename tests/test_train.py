@@ -233,12 +233,9 @@ def test_two_processes_and_parts_of_a_step_do_what_one_process_does(data, traine
     options = ["--validation", 4, "--batch-size", 4, "--warmup", 2, "--every", 4, "--max-steps", 8, "--accumulate", 2]
     options += ["--preset", "tiny", "--data", data, "--output", tmp_path / "two"]
     assert last_line(run(script, *options, interpreter=torchrun))["num_processes"] == 2
-    two, one = (weights(folder / "checkpoints/step-00000008") for folder in (tmp_path / "two", trained))
-    for name, weight in one.items():  # the same images; sums in another order, which Adam magnifies where gradients are tiny
-        assert (two[name] - weight).abs().mean() < 1e-4, name
     log = [[json.loads(line) for line in open(folder / "log.jsonl")] for folder in (tmp_path / "two", trained)]
     losses = [[entry["bits_per_dim"] for entry in entries if "bits_per_dim" in entry] for entries in log]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert len(losses[1]) > 1 and losses[0] == pytest.approx(losses[1], abs=2e-4)  # the mean over both
 
 
 def test_a_run_is_prolonged_from_before_its_decay(data, trained, tmp_path):
