@@ -235,7 +235,8 @@ def test_two_processes_and_parts_of_a_step_do_what_one_process_does(data, traine
     assert last_line(run(script, *options, interpreter=torchrun))["num_processes"] == 2
     log = [[json.loads(line) for line in open(folder / "log.jsonl")] for folder in (tmp_path / "two", trained)]
     losses = [[entry["bits_per_dim"] for entry in entries if "bits_per_dim" in entry] for entries in log]
-    assert len(losses[1]) > 1 and losses[0] == pytest.approx(losses[1], abs=2e-4)  # the mean over both
+    # Sums in another order, which some steps of Adam magnify; other images would differ by a tenth.
+    assert len(losses[1]) > 1 and losses[0] == pytest.approx(losses[1], abs=3e-3)
 
 
 def test_a_run_is_prolonged_from_before_its_decay(data, trained, tmp_path):
