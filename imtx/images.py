@@ -56,23 +56,24 @@ def open_image(path: str | Path) -> Image.Image:
         image.draft("RGB", (1024, 1024))  # a large JPEG is decoded at an eighth to a half of its size
         try:
             image.load()
-            upright = _upright(image)
+            turned = upright(image)
         except DAMAGE as error:
             raise BadImage("This picture is damaged or cut short: send the whole file again.") from error
-    return _to_rgb(upright)
+    return to_rgb(turned)
 
 
 def _too_large() -> str:
     return f"send one of at most {MAX_PIXELS // 10**6} million pixels."
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """As `ImageOps.exif_transpose`, which also writes all EXIF anew and so fails on fields unrelated to rotation."""
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     return image.copy() if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture in 8-bit RGB, transparency over white. Raises BadImage for colours that have no such form."""
     if image.mode.startswith("I"):  # 16 bits: rescaled, as a plain conversion would cut off at 255
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:

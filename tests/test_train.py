@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +48,14 @@ def write(path: Path, images: np.ndarray, column: str = "image", labels: bool | 
         labels = [i % 10 for i in range(len(images))]
     columns = {column: cells} | ({"label": labels} if labels else {})
     pq.write_table(pa.table(columns), path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory) -> Iterator[None]:
+    """What is decoded here goes into a folder of the tests, not into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +119,10 @@ def test_a_run_leaves_a_model_a_log_and_sample_sheets(trained):
     assert {p.name for p in (trained / "samples").iterdir()} == {"00000004.png", "00000008.png"}
     assert Image.open(trained / "samples/00000008.png").size == (3 * (8 * 34 + 2), 3 * 36)
     assert {p.name for p in (trained / "checkpoints").iterdir()} == {"step-00000004", "step-00000008", "before-decay"}
+    record = json.loads((trained / "training.json").read_text())
+    assert record == json.loads((trained / "model/training.json").read_text())
+    assert (record["steps"], record["images_seen"], record["images"], record["validation_images"]) == (8, 32, 28, 4)
+    assert record["command"].startswith("python train/train.py --preset tiny") and record["curve"][0][0] == 4
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, trained, tmp_path):
@@ -310,7 +323,7 @@ def test_the_other_presets_train_and_evaluate(preset, data, tmp_path):
     [
         (lambda folder: None, "holds no train-*.parquet file"),
         (lambda folder: (folder / "train-0.parquet").write_text("hello"), "train-0.parquet is not a parquet file"),
-        (lambda folder: write(folder / "train-0.parquet", pictures(9, 0), "img"), "no column `image`; it has img, label"),
+        (lambda folder: write(folder / "train-0.parquet", pictures(9, 0), "one"), "no column `image` or `img`; it has one, label"),
         (lambda folder: write(folder / "train-0.parquet", pictures(4, 0)), "--validation 4 leaves none of the 4 images"),
         (lambda folder: write(folder / "train-0.parquet", pictures(9, 0)[:, :16]), "the picture is 32x16"),
         (lambda folder: write(folder / "train-0.parquet", pictures(9, 0), labels=False), "has no column `label`"),

@@ -1,86 +1,155 @@
-"""Images for training and evaluation, read from parquet into memory."""
+"""Images for training and evaluation: what --data names, decoded once and mapped into memory."""
 
-import io
-from dataclasses import dataclass
+import argparse
+import os
+import re
+import sys
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import Tensor
 
+from cache import arrays
+from folders import pictures
 from imtx import Config
+from source import Source
+from tables import hub, parquet, parquet_files
 
 
 @dataclass
 class Images:
+    """As a tensor, an index or a mask copies, a slice does not. The pixels that `load` gives must not be written to."""
+
     pixels: Tensor  # (N, size, size, 3) uint8
     labels: Tensor | None  # (N,) int64
+    classes: tuple[str, ...] | None = None  # names of the labels 0, 1, ..., if the data has them
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index) -> "Images":
-        return Images(self.pixels[index], None if self.labels is None else self.labels[index])
+        return Images(self.pixels[index], None if self.labels is None else self.labels[index], self.classes)
 
 
-def load(data: str, split: str, config: Config, limit: int | None = None) -> Images:
-    """The images of a parquet file, or of a folder's `split`-*.parquet files in order; the first `limit` if given.
+def add_options(parser: argparse.ArgumentParser, split: str) -> None:
+    """The options that say which images are meant; `split` is the one taken unless told."""
+    parser.add_argument(
+        "--data", required=True,
+        help="parquet file; folder of SPLIT-*.parquet files; folder of pictures, in folders by class or not, all in "
+        "train/ and test/ or not; or a data set on the Hugging Face Hub, OWNER/NAME",
+    )
+    parser.add_argument("--split", default=split, help="part of the data (%(default)s)")
+    parser.add_argument("--image-column", metavar="NAME", help="of a table (image, or img)")
+    parser.add_argument("--label-column", metavar="NAME", help="of a table (label, if there is one)")
+    parser.add_argument(
+        "--celeba-crop", action="store_true", help="the paper's middle 138x138 of CelebA's aligned 178x218 pictures"
+    )
+    parser.add_argument("--strict", action="store_true", help="end at the first picture that cannot be used; else skip it")
+    parser.add_argument(
+        "--cache", metavar="FOLDER", type=Path, default=default_cache(),
+        help="where decoded images are kept, to be mapped into memory; can be deleted (%(default)s)",
+    )
 
-    Columns: `image` (an encoded picture) and, optionally, `label`. Raises SystemExit with a sentence for data that a
-    model of this configuration cannot use: this is what the command line shows.
+
+def options(args: argparse.Namespace) -> dict:
+    """Of the parsed options, those that `load` takes by name."""
+    return {name: getattr(args, name) for name in ("image_column", "label_column", "celeba_crop", "strict", "cache")}
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imtx"
+
+
+def load(
+    data: str, split: str, config: Config, limit: int | None = None, *, image_column: str | None = None,
+    label_column: str | None = None, celeba_crop: bool = False, strict: bool = False, cache: Path | None = None,
+) -> Images:
+    """The images that `data` names (see `add_options`), of the size of this configuration's model; the first `limit`.
+
+    Larger pictures are cut to the square in their middle and reduced by means over areas. Those that are smaller than the
+    model's, or cannot be decoded, are skipped, and a line says how many. Raises SystemExit with a sentence for data that
+    a model of this configuration cannot use: this is what the command line shows.
     """
+    source = find(data, split, image_column, label_column)
     size, levels = config.image_size, config.levels
+    pixels, labels, about = arrays(data, source, size, celeba_crop, strict, cache or default_cache())
+    if about["skipped"] and os.environ.get("LOCAL_RANK", "0") == "0":  # a line a machine, not one a process
+        skipped, total = about["skipped"], about["skipped"] + about["images"]
+        print(f"Skipped {skipped:,} of {total:,} pictures. The first is {about['first_skipped']}.", file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is the tensor: see Images
+        images = Images(torch.from_numpy(pixels), None if labels is None else torch.from_numpy(labels), source.classes)
+    images = images[:limit]
+    if levels < 256 and (highest := images.pixels.flatten(1).amax(dim=1)).max() >= levels:  # a compiled step does not look
+        number = int((highest >= levels).nonzero()[0])
+        raise SystemExit(f"{data}, image {number}: level {highest[number]} is not one of the model's, 0..{levels - 1}.")
+    return images
+
+
+def find(data: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Source:
+    """A parquet file or a folder of that name or, if there is neither, a data set on the Hub. Raises SystemExit."""
     path = Path(data)
-    files = sorted(path.glob(f"{split}-*.parquet")) if path.is_dir() else [path]
-    if not files:
-        raise SystemExit(f"{path} holds no {split}-*.parquet file.")
-    pixels, labels = [], []
-    for file in files:
-        if not file.is_file():
-            raise SystemExit(f"There is no file or folder {file}.")
+    if path.is_file():
+        return parquet([path], image_column, label_column)
+    if path.is_dir():
         try:
-            table = pq.read_table(file)
-        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-            raise SystemExit(f"{file} is not a parquet file: {error}") from error
-        if "image" not in table.column_names:
-            raise SystemExit(f"{file} has no column `image`; it has {', '.join(table.column_names)}.")
-        room = len(table) if limit is None else limit - len(pixels)
-        rows = table.slice(0, room)
-        for number, cell in enumerate(rows["image"].to_pylist()):
-            try:
-                picture = np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
-            except (OSError, TypeError, KeyError) as error:  # UnidentifiedImageError is an OSError; no bytes, no `bytes`
-                raise SystemExit(f"{file}, row {number}: the cell holds no picture that can be decoded: {error}") from error
-            if picture.shape != (size, size, 3):
-                raise SystemExit(
-                    f"{file}, row {number}: the picture is {picture.shape[1]}x{picture.shape[0]}, "
-                    f"the model's are {size}x{size}."
-                )
-            if picture.max() >= levels:  # a compiled training step does not look
-                raise SystemExit(f"{file}, row {number}: level {picture.max()} is not one of the model's, 0..{levels - 1}.")
-            pixels.append(picture)
-        if "label" in rows.column_names:
-            if not pa.types.is_integer(rows["label"].type) or rows["label"].null_count:
-                raise SystemExit(f"{file}: the column `label` must hold whole numbers, and none missing.")
-            labels += rows["label"].to_pylist()
-        if limit is not None and len(pixels) >= limit:
-            break
-    if not pixels:
-        raise SystemExit(f"{path} holds no image.")
-    if labels and len(labels) < len(pixels):
-        raise SystemExit(f"{path}: some of its files have a column `label` and some have none.")
-    return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels) if labels else None)
+            files = parquet_files(path, split)
+            return parquet(files, image_column, label_column) if files else pictures(path, split)
+        except OSError as error:
+            raise SystemExit(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", data):
+        return hub(data, split, image_column, label_column)
+    raise SystemExit(f"There is no file or folder {path}.")
 
 
-def check_labels(images: Images, classes: tuple[str, ...], data: str) -> None:
-    """Raises SystemExit with a sentence if a model with classes cannot be trained or evaluated on these images."""
+def with_classes(config: Config, images: Images) -> Config:
+    """The configuration with the data's own class names, if it has classes and the data names any."""
+    if not config.classes or not images.classes:
+        return config
+    try:
+        return replace(config, classes=images.classes)
+    except ValueError as error:  # names that are not unique
+        raise SystemExit(f"The data's classes cannot be a model's: {error}") from error
+
+
+def match_labels(images: Images, classes: tuple[str, ...], data: str) -> Images:
+    """The images with labels that number the model's `classes`; as they are for a model without classes.
+
+    Data that name their classes may have others in number or order: names decide. Raises SystemExit with a sentence if
+    a model with these classes cannot be trained or evaluated on the images.
+    """
     if not classes:
-        return
+        return images
     if images.labels is None:
-        raise SystemExit(f"The model has {len(classes)} classes, and {data} has no column `label`.")
+        raise SystemExit(f"The model has {len(classes)} classes, and {data} has no column `label`, or no folder a class.")
+    own = images.classes or classes
     low, high = images.labels.min().item(), images.labels.max().item()
-    if low < 0 or high >= len(classes):
-        raise SystemExit(f"{data} has labels {low} to {high}; the model's {len(classes)} classes are 0..{len(classes) - 1}.")
+    if low < 0 or high >= len(own):
+        whose = "its" if images.classes else "the model's"
+        raise SystemExit(f"{data} has labels {low} to {high}; {whose} {len(own)} classes are 0..{len(own) - 1}.")
+    if own == classes:
+        return images
+    if unknown := [name for name in own if name not in classes]:
+        theirs = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
+        raise SystemExit(
+            f"{data} has a class {unknown[0]!r}, which the model has not; its classes are {theirs}. "
+            "(To evaluate without any, there is --no-class.)"
+        )
+    numbers = torch.tensor([classes.index(name) for name in own])
+    return Images(images.pixels, numbers[images.labels], classes)
+
+
+def hold_out(images: Images, count: int) -> tuple[Images, Images]:
+    """All but the last `count` images, and these. Raises SystemExit if that leaves none, or leaves out a class."""
+    if count >= len(images):
+        raise SystemExit(f"--validation {count} leaves none of the {len(images)} images to train on.")
+    if images.labels is not None:
+        classes, runs = len(images.labels.unique()), 1 + int(images.labels.diff().count_nonzero())
+        if runs == classes and 1 < classes < len(images):
+            raise SystemExit(
+                f"The images lie class after class: the last {count}, which --validation holds out, are no sample of them. "
+                "Shuffle the data, or make it a folder with a folder a class: these are taken in a mixed order."
+            )
+    return images[:-count], images[-count:]

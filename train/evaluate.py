@@ -38,8 +38,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--average", metavar="MODEL", nargs="+", help="two or more of these: evaluate the arithmetic mean of their weights"
     )
     parser.add_argument("--save", metavar="FOLDER", type=Path, help="with --average: write that model to a new folder")
-    parser.add_argument("--data", required=True, help="parquet file, or a folder: its test-* files")
-    parser.add_argument("--limit", metavar="N", type=int, help="only the first N images, in file order")
+    data.add_options(parser, split="test")
+    parser.add_argument("--limit", metavar="N", type=int, help="only the first N images")
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="images at a time; changes no figure")
     parser.add_argument("--no-class", action="store_true", help="p(image) of a model with classes: leave the labels out")
     parser.add_argument(
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     config = model.config
     if args.samples and not config.source_size:
         raise SystemExit("--samples is for super-resolution models: this one has no sources that a sample could keep to.")
-    images = data.load(args.data, "test", config, args.limit)
+    images = data.load(args.data, args.split, config, args.limit, **data.options(args))
     if args.no_class:
         if not config.classes:
             raise SystemExit("--no-class is for models with classes: this one has none.")
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     elif config.classes and images.labels is None:
         print("The data has no labels: evaluated with no class.")
     elif config.classes:
-        data.check_labels(images, config.classes, args.data)
+        images = data.match_labels(images, config.classes, args.data)
     if args.save is not None:
         save_average(model, args.save)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,7 +4,9 @@ import argparse
 import json
 import math
 import os
+import shlex
 import signal
+import sys
 import time
 from contextlib import nullcontext
 
@@ -14,15 +16,18 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
 import data
+import provenance
 from checkpoints import Checkpoints
 from imtx import PRESETS, ImageTransformer
 from likelihood import bits_per_dim, sources_of
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
+from records import Training
 from report import Report, require_tracker
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
 # What a resumed run must have as it was; budget, rate and precision may change.
 SETTINGS = ("preset", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
+RECORD = "training.json"  # what a finished run leaves for the model card
 LOSSES_A_LINE = 50  # steps between two lines of the log
 
 
@@ -60,6 +65,7 @@ class Progress:
 
     def __init__(self):
         self.step, self.seconds, self.decaying = 0, 0.0, False  # steps taken, seconds of training, rate on its way down
+        self.curve = []  # [step, bits/dim of the first held-out images] at each milestone
 
     def state_dict(self) -> dict:
         return dict(vars(self))
@@ -78,13 +84,16 @@ class Run:
     """One training run: the state of it, and what is written to the output folder."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
+        self.args, self.commit = args, provenance.commit()
         require_tracker(args.track)
         project = ProjectConfiguration(project_dir=str(args.output), logging_dir=str(args.output))
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.track, project_config=project)
         check_processes(self.accelerator, args)
         set_seed(args.seed)
-        self.config = PRESETS[args.preset]
+        images = data.load(args.data, args.split, PRESETS[args.preset], **data.options(args))
+        self.config = data.with_classes(PRESETS[args.preset], images)
+        images = data.match_labels(images, self.config.classes, args.data)
+        self.images, self.held_out = data.hold_out(images, args.validation)
         self.model = ImageTransformer(self.config)
         self.average = Average(self.model, args.ema)
         self.progress = Progress()
@@ -99,11 +108,6 @@ class Run:
             self.claim_output()
         self.accelerator.wait_for_everyone()
         self.compiled = torch.compile(self.likelihood) if args.compile else self.likelihood
-        images = data.load(args.data, "train", self.config)
-        if args.validation >= len(images):
-            raise SystemExit(f"--validation {args.validation} leaves none of the {len(images)} images to train on.")
-        self.images, self.held_out = images[: -args.validation], images[-args.validation :]
-        data.check_labels(images, self.config.classes, args.data)
         if args.track:
             self.accelerator.init_trackers(args.track)
         self.report = Report(args.output, self.accelerator, self.average.model, args.mixed_precision, args.batch_size)
@@ -124,6 +128,8 @@ class Run:
                     )
                 note.write_text(json.dumps(settings) + "\n")
             self.checkpoints.tidy()
+            for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which now goes on
+                (folder / RECORD).unlink(missing_ok=True)
         except OSError as error:
             raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
         before = json.loads(note.read_text()) if note.exists() else settings
@@ -235,8 +241,10 @@ class Run:
         self.interrupted = signals > 0
 
     def milestone(self) -> None:
+        validation = bits_per_dim(self.average.model, self.held_out[: self.args.validate_on])
+        self.progress.curve.append([self.progress.step, validation])
         self.save_checkpoint()
-        self.log(validation_bits_per_dim=bits_per_dim(self.average.model, self.held_out[: self.args.validate_on]))
+        self.log(validation_bits_per_dim=validation)
         self.save_model()
         self.report.samples(self.progress.step, self.average.model, self.held_out)
 
@@ -247,6 +255,8 @@ class Run:
         # Last, as it takes longest.
         validation = bits_per_dim(self.average.model, self.held_out)
         self.log(validation_bits_per_dim=validation, images=len(self.held_out))
+        if self.accelerator.is_main_process:
+            self.save_record(validation)
         self.accelerator.end_training()
         return {
             "num_processes": self.accelerator.num_processes,
@@ -254,3 +264,15 @@ class Run:
             "bits_per_dim": validation,
             "output": str(self.args.output / "model"),
         }
+
+    def save_record(self, validation: float) -> None:
+        args, progress, accelerator = self.args, self.progress, self.accelerator
+        record = Training(
+            command=shlex.join(["python", *sys.argv]), preset=args.preset, data=args.data, images=len(self.images),
+            steps=progress.step, batch_size=args.batch_size, images_seen=progress.step * args.batch_size, seed=args.seed,
+            minutes=progress.seconds / 60, hardware=provenance.hardware(accelerator.device, accelerator.num_processes),
+            precision=args.mixed_precision, commit=self.commit, validation_bits_per_dim=validation,
+            validation_images=len(self.held_out), curve=progress.curve,
+        )
+        for folder in (args.output, args.output / "model"):
+            record.save(folder / RECORD)

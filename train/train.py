@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
 
+import data
 from imtx import PRESETS
 from run import Run
 
@@ -20,7 +21,7 @@ from run import Run
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
-    parser.add_argument("--data", required=True, help="parquet file, or a folder: its train-* files")
+    data.add_options(parser, split="train")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--max-steps", type=int, help="the budget, in optimizer steps")
     parser.add_argument("--max-minutes", type=float, help="the budget, in minutes of training; whichever ends first")

@@ -1,0 +1,134 @@
+"""The text of model cards, below the front matter: what the model is, how to use it, where its figures come from."""
+
+from cards import GENERATION, SUPER_RESOLUTION, Entry
+from imtx import Config
+from known_data import Data, Licence
+from records import Training
+
+PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}  # of accelerate
+LIMITS = {
+    GENERATION: "For demonstration and research. It draws pictures like those that it was trained on, their biases "
+    "included, and knows of nothing else.",
+    SUPER_RESOLUTION: "For demonstration and research. It invents plausible detail, never the true one: do not use it to "
+    "recognise people, nor as evidence of what a picture shows.",
+}
+
+
+def body(
+    entry: Entry, config: Config, training: Training | None, data: Data, licence: Licence, *, caption: str,
+    title: str | None = None, about: str | None = None,
+) -> str:
+    """The card's Markdown below its front matter.
+
+    caption: under samples.png. about: Markdown of the author's own, at the end.
+    What was not recorded or measured is said to be so.
+    """
+    limits = " ".join(text for text in (LIMITS[entry.task], data.limits) if text)
+    cells = {name: cell.replace("|", r"\|") for name, cell in table(entry, training, data, licence).items()}
+    rows = "\n".join(f"| {name} | {cell} |" for name, cell in cells.items())
+    parts = [
+        f"# {entry.name}: {title or default_title(config, data)}",
+        architecture(config),
+        f"![Samples](samples.png)\n\n{caption}",
+        f"With `imtx` installed:\n\n```python\n{usage(entry.hub_id, config)}\n```",
+        f"| | |\n|---|---|\n{rows}",
+        curve(training),
+        f"**Use and limits.** {limits}",
+        about and about.strip(),
+    ]
+    return "\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def default_title(config: Config, data: Data) -> str:
+    size, source = config.image_size, config.source_size
+    what = f"{source}x{source} to {size}x{size}" if source else f"{size}x{size} pictures"
+    return f"{what}, trained on {data.name}"
+
+
+def architecture(config: Config) -> str:
+    size, source = config.image_size, config.source_size
+    block = f"in the *{config.family}* block of `imtx`"
+    output = f"a discretized mixture of {config.mixtures} logistics" if config.output == "dmol" else (
+        f"a softmax over {config.levels} levels"
+    )
+    blocks = f"{config.layout.upper()} local attention (query block {words(config.query_block)}, memory block "
+    blocks += f"{words(config.memory_block)})"
+    if source:
+        return (
+            f"An Image Transformer (Parmar et al., 2018) for {size // source}x super-resolution: an encoder over the "
+            f"{source}x{source} source and a decoder with {blocks} and cross-attention, {block}, with {output} as output. "
+            f"{config.encoder_layers} + {config.layers} layers of width {config.width}."
+        )
+    of = "of a class or of none" if config.classes else "of no class"
+    return (
+        f"An Image Transformer (Parmar et al., 2018) with {blocks} {block}, and {output} as output. {config.layers} layers "
+        f"of width {config.width}. It draws {size}x{size} pictures {of}, and completes pictures."
+    )
+
+
+def words(block: int | tuple[int, int]) -> str:
+    return str(block) if isinstance(block, int) else "x".join(map(str, block))
+
+
+def usage(hub_id: str, config: Config) -> str:
+    size, source = config.image_size, config.source_size
+    condition, of = "", ""
+    if source:
+        condition, of = ", sources=source", f"; source: ({source}, {source}, 3) uint8"
+    elif config.classes:
+        condition, of = ", labels=[0, 0, 0, 0]", f": {config.classes[0]}"
+    return (
+        "from imtx import ImageTransformer, draw\n"
+        f'model = ImageTransformer.from_pretrained("{hub_id}")\n'
+        f"pictures = draw(model, seeds=[0, 1, 2, 3]{condition})  # (4, {size}, {size}, 3) uint8{of}"
+    )
+
+
+def table(entry: Entry, training: Training | None, data: Data, licence: Licence) -> dict[str, str]:
+    """Name of a row -> its cell, before bars are escaped."""
+    about = f"{data.name} ({data.citation})" if data.citation else data.name
+    about += f", {entry.data_note}" if entry.data_note else ""
+    run = dict.fromkeys(("Command", "Steps", "Hardware", "Commit"), "not recorded")
+    if training:
+        about += f": {training.images:,} training images, {training.validation_images:,} held out for validation"
+        precision = PRECISIONS.get(training.precision, training.precision)
+        run = {
+            "Command": f"`{training.command}`",
+            "Steps": f"{training.steps:,} of {training.batch_size} images ({training.images_seen:,} images seen), "
+            f"seed {training.seed}",
+            "Hardware": f"{training.hardware}, {precision}, {training.minutes:.0f} minutes of training",
+            "Commit": f"`{training.commit}`" if training.commit else "not recorded",
+        }
+    figures, measured = "not measured", {}
+    if figure := entry.evaluation:
+        figures = (
+            f"**{figure.bits_per_dim:.3f}** for {figure.likelihood} "
+            f"on {figure.images:,} test images, each counted once"
+        )
+        if figure.shuffled:
+            condition, value = figure.shuffled
+            figures += f"; with {condition} shuffled {value:.3f}"
+        if figure.consistency_rmse is not None:
+            measured["Consistency"] = (
+                f"{figure.consistency_rmse:.2f} levels (0 to 255): RMSE between {figure.consistency_samples} samples, "
+                "reduced to the size of the source, and their sources"
+            )
+        measured["Measured with"] = f"`python train/evaluate.py --checkpoint {entry.hub_id} --data DATA`, float32"
+    return {
+        "Data": about,
+        "Licence": f"weights: {licence.text}; data: {data.licence}",
+        "Parameters": f"{entry.parameters:,}, stored as {entry.dtype}",
+        **run,
+        "Bits/dim": figures,
+        **measured,
+    }
+
+
+def curve(training: Training | None) -> str | None:
+    if training is None:
+        return None
+    at_the_end = f"on all {training.validation_images:,} held-out images at the end: {training.validation_bits_per_dim:.3f}"
+    if not training.curve:
+        return f"Validation bits/dim {at_the_end}."
+    points = ", ".join(f"{bits:.2f} at {step:,}" for step, bits in training.curve)
+    return f"Validation bits/dim on the first held-out images, by step: {points};\n{at_the_end}."

@@ -1,0 +1,78 @@
+"""Pictures as files in a folder, with the folders in it as classes.
+
+What is wrong with a folder is raised as SystemExit with a sentence, for the command line.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from source import Encoded, Source, stamps
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+SPLITS = {"train", "test", "validation", "valid", "val"}
+
+
+def pictures(folder: Path, split: str) -> Source:
+    """folder/CLASS/*.png, in any depth, or folder/*.png without classes; or either inside folder/train, folder/test, ...
+
+    A label is a class's place among the sorted names of the class folders. The order is that of a checksum of the paths:
+    as good as shuffled, so that the last pictures, which training holds out, are of all classes, and the same everywhere.
+    Raises OSError if something cannot be read.
+    """
+    root = split_folder(folder, split)
+    paths = walk(root)
+    if not paths:
+        raise SystemExit(f"{root} holds no {split}-*.parquet file and no picture.")
+    if root == folder and split != "train":
+        raise SystemExit(
+            f"{folder} is not divided into `train` and `{split}`: keep pictures for `{split}` in a folder of that name, "
+            "apart from those to train on. (--split train takes all that are there, as training does.)"
+        )
+    paths.sort(key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
+    loose = [path for path in paths if "/" not in path]
+    if loose and len(loose) < len(paths):
+        deeper = next(path for path in paths if "/" in path)
+        raise SystemExit(f"{root} holds a picture {loose[0]} beside folders with pictures, {deeper}: has it classes or not?")
+    classes = () if loose else tuple(sorted({path.split("/")[0] for path in paths}))
+    labels = {name: label for label, name in enumerate(classes)}
+
+    def read() -> Iterator[Encoded]:
+        for path in paths:
+            yield Encoded(str(root / path), root / path, labels.get(path.split("/")[0]))
+
+    files = stamps([root.resolve() / path for path in paths])
+    return Source(len(paths), ["pictures", files], classes or None, read)
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    """folder/SPLIT if the folder is divided into splits, itself if not. Raises SystemExit if that cannot be told."""
+    inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    divisions = {"train", "test", split}.intersection(inside)
+    if not divisions:
+        return folder
+    name, others = min(divisions), [name for name in inside if name not in SPLITS and name != split]
+    if others:
+        raise SystemExit(
+            f"{folder} holds `{name}` and `{others[0]}`. If both are classes, rename `{name}`; if `{name}` is a part of "
+            f"the data, keep other folders elsewhere."
+        )
+    if split not in inside:
+        raise SystemExit(f"{folder} has no folder `{split}`; it has {', '.join(inside)}. --split names another.")
+    return folder / split
+
+
+def walk(root: Path) -> list[str]:
+    """Paths of the pictures below root, relative to it, with slashes; nothing hidden. Raises OSError."""
+
+    def fail(error: OSError) -> None:  # os.walk would pass over a folder that cannot be read
+        raise error
+
+    found = []
+    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                found.append((Path(folder) / name).relative_to(root).as_posix())
+    return found

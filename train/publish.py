@@ -1,0 +1,191 @@
+"""Publishes a model on the Hugging Face Hub with its card: python train/publish.py runs/x/model owner/name ...
+
+What is uploaded is a folder: config.json, the weights, training.json (what the training run left), samples.png and the
+card, README.md. `--dry-run --output FOLDER` writes that same folder here and uploads nothing; read its card, change
+what you like, and `publish.py FOLDER owner/name --as-is` uploads it as it stands.
+
+    python train/publish.py runs/mine/model me/mine --data-name "My photos" --data-licence "They are mine" \\
+        --licence apache-2.0 --data FOLDER --dry-run --output /tmp/mine
+
+The card says nothing that was not recorded or measured: bits/dim come from `--evaluation`, or are measured on `--data`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
+
+import torch
+
+import data
+import evaluate
+import hub
+from averaging import open_model
+from card_text import body
+from cards import Entry, task_of
+from imtx import PRESETS, ImageTransformer
+from imtx.checkpoint import find
+from imtx.images import save_png
+from known_data import KNOWN, Data, Licence
+from records import Evaluation, Training, read_text
+from sheets import COLUMNS, sample_sheet
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "samples.png", "training.json")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="model folder, such as OUTPUT/model of a training run, or bundled name")
+    parser.add_argument("repo", help="Hub id, owner/name; made if it does not exist")
+    parser.add_argument("--dry-run", action="store_true", help="write the folder to --output, upload nothing")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="with --dry-run: a new folder")
+    parser.add_argument("--as-is", action="store_true", help="CHECKPOINT has its card already: upload it unchanged")
+    parser.add_argument("--private", action="store_true", help="make a new repo private")
+    parser.add_argument("--revision", metavar="BRANCH", help="upload to this branch, made if need be (main)")
+    card = parser.add_argument_group("the card")
+    card.add_argument("--data-name", metavar="NAME", help=f"{' or '.join(KNOWN)}, whose facts are known, or your own words")
+    card.add_argument("--data-licence", metavar="TEXT", help="of pictures of your own: licence or source, a sentence")
+    card.add_argument("--data-note", metavar="TEXT", help="more about them, after their name")
+    card.add_argument("--licence", metavar="ID", help="of the weights, as the Hub abbreviates it: apache-2.0, say")
+    card.add_argument("--title", metavar="TEXT", help="after the model's name, in place of a plain one")
+    card.add_argument("--about", metavar="FILE.md", type=Path, help="Markdown of your own, put at the end")
+    card.add_argument("--evaluation", metavar="FILE", type=Path, help="what evaluate.py printed, or its last line")
+    card.add_argument(
+        "--data", metavar="DATA", help="parquet file, or a folder: its test-* files. Bits/dim are measured on it unless "
+        "there is an --evaluation; the samples of a super-resolution model get their sources from it",
+    )
+    card.add_argument("--show-data", action="store_true", help="super-resolution: show sources and true pictures too")
+    card.add_argument("--temperature", type=float, help="of the samples (1)")
+    card.add_argument("--dtype", choices=DTYPES, help="of the weights as they are stored (fp32)")
+    args = parser.parse_args(argv)
+    if args.dry_run != (args.output is not None) or args.dry_run and args.as_is:
+        parser.error("--dry-run and --output FOLDER go together, and without --as-is.")
+    if args.dry_run and (args.private or args.revision):
+        parser.error("--private and --revision are for an upload: leave them out with --dry-run.")
+    describing = [action.dest for action in card._group_actions if getattr(args, action.dest) not in (None, False)]
+    if args.as_is and describing:
+        parser.error(f"--as-is keeps the card that is there: leave --{describing[0].replace('_', '-')} out.")
+    if not args.as_is and args.data_name is None:
+        parser.error("--data-name: say what the model was trained on.")
+    args.temperature = 1.0 if args.temperature is None else args.temperature
+    args.dtype = args.dtype or "fp32"
+    if not (math.isfinite(args.temperature) and args.temperature > 0):
+        parser.error(f"--temperature must be above 0, got {args.temperature}.")
+    return args
+
+
+def described(args: argparse.Namespace) -> tuple[Data, Licence]:
+    """The data and the weights' licence. Raises SystemExit with a sentence for what only a person can tell and did not."""
+    known = KNOWN.get(re.sub(r"\W", "", args.data_name.lower()))  # "CIFAR-10" is cifar10
+    if known and args.data_licence:
+        raise SystemExit(f"--data-licence: that of {known.name} is known, leave it out.")
+    if not known and not args.data_licence:
+        raise SystemExit("--data-licence: say in a sentence whose the pictures are, or under which licence.")
+    used = known or Data(name=args.data_name, licence=args.data_licence)
+    if used.weights and args.licence:
+        raise SystemExit(f"--licence: {used.name} leaves no choice, weights are {used.weights.text.replace('*', '')}.")
+    if not used.weights and not args.licence:
+        raise SystemExit("--licence: choose one for the weights, apache-2.0 say.")
+    if used.people and args.show_data:
+        raise SystemExit(f"--show-data: the pictures of {used.name} are of people and are not shown.")
+    return used, used.weights or Licence(id=args.licence, text=f"`{args.licence}`")
+
+
+def figures(args: argparse.Namespace, folder: Path, model: ImageTransformer) -> Evaluation | None:
+    """Of `model`, which is stored in `folder`: read from --evaluation, or measured on --data; None with neither."""
+    parameters = sum(p.numel() for p in model.parameters())
+    if args.evaluation is not None:
+        return Evaluation.parse(read_text(args.evaluation), args.evaluation, parameters)
+    if args.data is None:
+        return None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        evaluate.main(["--checkpoint", str(folder), "--data", args.data])
+    print(printed.getvalue(), end="")
+    return Evaluation.parse(printed.getvalue(), "evaluate.py", parameters)
+
+
+def build(args: argparse.Namespace, folder: Path) -> None:
+    """Writes all that is published to the new `folder`: the same files, byte for byte, whenever it is called."""
+    used, licence = described(args)
+    about = None if args.about is None else read_text(args.about)
+    model = open_model(args.checkpoint)
+    source, config = find(args.checkpoint), model.config
+    if args.show_data and not config.source_size:
+        raise SystemExit("--show-data is for super-resolution models.")
+    if config.source_size and args.data is None:
+        raise SystemExit("--data: a super-resolution model needs sources to draw samples from.")
+    training = Training.load(source / "training.json") if (source / "training.json").exists() else None
+    images = data.load(args.data, "test", config, COLUMNS) if config.source_size else None
+
+    model.save_pretrained(folder, dtype=DTYPES[args.dtype])
+    stored = ImageTransformer.from_pretrained(folder)
+    rounded = any(not torch.equal(weight, model.state_dict()[name]) for name, weight in stored.state_dict().items())
+    if rounded and args.evaluation is not None:
+        raise SystemExit(f"--dtype {args.dtype} rounds the weights that {args.evaluation} is about: give --data alone.")
+    if training:
+        training.save(folder / "training.json")
+    evaluation = figures(args, folder, stored)
+    stored.to("cuda" if torch.cuda.is_available() else "cpu")
+    pixels, caption = sample_sheet(stored, images, args.temperature, args.show_data)
+    save_png(pixels, folder / "samples.png")
+    preset = training.preset if training else next((name for name in PRESETS if PRESETS[name] == config), None)
+    entry = Entry(
+        hub_id=args.repo, task=task_of(config), preset=preset, parameters=sum(p.numel() for p in stored.parameters()),
+        dtype=str(DTYPES[args.dtype]).removeprefix("torch."), data=used.name, data_note=args.data_note, dataset=used.hub_id,
+        licence=licence.id, licence_name=licence.name, licence_link=licence.link, evaluation=evaluation,
+    )
+    text = body(entry, config, training, used, licence, caption=caption, title=args.title, about=about)
+    (folder / "README.md").write_text(entry.front_matter() + text, encoding="utf-8")
+
+
+def complete(checkpoint: str, repo: str) -> Path:
+    """The folder of a model. Raises SystemExit with a sentence unless its card is one for `repo`, and all else of it."""
+    model = open_model(checkpoint)
+    folder = find(checkpoint)
+    entry = Entry.read(folder / "README.md")
+    if entry.hub_id != repo:
+        raise SystemExit(f"{folder / 'README.md'} is the card of {entry.hub_id}, not of {repo}.")
+    if entry.parameters != (parameters := sum(p.numel() for p in model.parameters())):
+        raise SystemExit(f"{folder / 'README.md'} says {entry.parameters} parameters, the model has {parameters}.")
+    strange = {path.name for path in folder.iterdir()} - {path.name for one in PUBLISHED for path in folder.glob(one)}
+    if strange:
+        raise SystemExit(f"{folder} holds what is not published, remove it first: {', '.join(sorted(strange))}.")
+    return folder
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    hub.check_name(args.repo)
+    if args.dry_run and args.output.exists():
+        raise SystemExit(f"--output: {args.output} exists already, name a new folder.")
+    if not args.dry_run:
+        hub.check_login(args.repo)  # before hours of evaluation, not after
+    options = {"message": f"Publish {args.repo.rpartition('/')[2]}", "private": args.private, "revision": args.revision}
+    if args.as_is:
+        print(json.dumps({"published": hub.upload(complete(args.checkpoint, args.repo), args.repo, **options)}))
+        return
+    try:
+        if args.dry_run:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".publish-", dir=args.output.parent if args.dry_run else None) as temporary:
+            build(args, folder := Path(temporary) / "model")
+            if args.dry_run:
+                os.rename(folder, args.output)
+                print(json.dumps({"written": str(args.output)}))
+            else:
+                print(json.dumps({"published": hub.upload(folder, args.repo, **options)}))
+    except OSError as error:
+        raise SystemExit(f"The folder cannot be written: {error.strerror or error}.") from error
+
+
+if __name__ == "__main__":
+    main()
