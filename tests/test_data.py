@@ -702,8 +702,8 @@ def test_names_of_classes_decide_which_label_is_which():
     assert own.labels.tolist() == [0, 2, 0] and own.classes == model
     assert data.match_labels(images_of([1, 0], model), (), "x").labels.tolist() == [1, 0]
     for images, sentence in (
-        (images_of([0, 3]), "x has labels 0 to 3; the model's 3 classes are 0..2."),
-        (images_of([-1, -1], ("owl", "cat")), "x has labels -1 to -1; its 2 classes are 0..1."),
+        (images_of([0, 3]), "x has labels 0 to 3; the 3 classes are 0..2."),
+        (images_of([-1, -1], ("owl", "cat")), "x has labels -1 to -1; the 2 classes are 0..1."),
         (images_of([0, 1], ("cow", "cat")), "x has a class 'cow', which the model has not; its classes are cat, dog, owl."),
         (data.Images(torch.zeros(1, 8, 8, 3), None), "The model has 3 classes, and x has no column `label`"),
     ):

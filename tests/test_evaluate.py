@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import CLASSES, SIZE, SOURCE, pictures, small, small_config
 from safetensors import safe_open
-from test_train import own_cache, write  # noqa: F401 (a fixture of this module too)
+from test_train import write
 
 from imtx import ImageTransformer, draw
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,14 +47,6 @@ def write(path: Path, images: np.ndarray, column: str = "image", labels: bool | 
         labels = [i % 10 for i in range(len(images))]
     columns = {column: cells} | ({"label": labels} if labels else {})
     pq.write_table(pa.table(columns), path)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory) -> Iterator[None]:
-    """What is decoded here goes into a folder of the tests, not into the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

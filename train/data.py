@@ -114,6 +114,17 @@ def with_classes(config: Config, images: Images) -> Config:
         raise SystemExit(f"The data's classes cannot be a model's: {error}") from error
 
 
+def check_labels(images: Images, classes: tuple[str, ...], data: str) -> None:
+    """Raises SystemExit with a sentence unless each image has a label that numbers one of the classes."""
+    if not classes:
+        return
+    if images.labels is None:
+        raise SystemExit(f"The model has {len(classes)} classes, and {data} has no column `label`, or no folder a class.")
+    low, high = images.labels.min().item(), images.labels.max().item()
+    if low < 0 or high >= len(classes):
+        raise SystemExit(f"{data} has labels {low} to {high}; the {len(classes)} classes are 0..{len(classes) - 1}.")
+
+
 def match_labels(images: Images, classes: tuple[str, ...], data: str) -> Images:
     """The images with labels that number the model's `classes`; as they are for a model without classes.
 
@@ -122,13 +133,8 @@ def match_labels(images: Images, classes: tuple[str, ...], data: str) -> Images:
     """
     if not classes:
         return images
-    if images.labels is None:
-        raise SystemExit(f"The model has {len(classes)} classes, and {data} has no column `label`, or no folder a class.")
     own = images.classes or classes
-    low, high = images.labels.min().item(), images.labels.max().item()
-    if low < 0 or high >= len(own):
-        whose = "its" if images.classes else "the model's"
-        raise SystemExit(f"{data} has labels {low} to {high}; {whose} {len(own)} classes are 0..{len(own) - 1}.")
+    check_labels(images, own, data)
     if own == classes:
         return images
     if unknown := [name for name in own if name not in classes]:

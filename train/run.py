@@ -128,14 +128,14 @@ class Run:
                     )
                 note.write_text(json.dumps(settings) + "\n")
             self.checkpoints.tidy()
-            for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which now goes on
-                (folder / RECORD).unlink(missing_ok=True)
         except OSError as error:
             raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
         before = json.loads(note.read_text()) if note.exists() else settings
         for name, value in settings.items():
             if before[name] != value:
                 raise SystemExit(f"--resume: this run has --{name.replace('_', '-')} {before[name]}, not {value}.")
+        for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which now goes on
+            (folder / RECORD).unlink(missing_ok=True)
 
     def interrupt(self, number: int, _) -> None:
         """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint; a second one ends at once."""
