@@ -21,6 +21,7 @@ BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "weights"
 HUB_IDS = {  # not yet published
     "cifar10-dmol-1d": "imtx/cifar10-dmol-1d",
     "faces-sr-1d": "imtx/faces-sr-1d",
+    "faces-sr-2d": "imtx/faces-sr-2d",
 }
 
 

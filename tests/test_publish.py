@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT / "train"))
 import evaluate
 import hub
 import provenance
+import data
 import publish
 import zoo
 from cards import Entry
@@ -228,11 +229,19 @@ def test_samples_are_drawn_in_order_of_their_seeds_with_the_classes_in_turn(dry)
     assert np.array_equal(shown, expected)
 
 
-@pytest.mark.parametrize("who", [("--data-name", "celeba"), OWN])
-def test_a_sheet_of_super_resolution_shows_neither_sources_nor_truths(who, dry):
-    shown = tiles(dry("upscaler", *who, "--data", "images.parquet"), columns=8)
+def test_a_sheet_of_super_resolution_shows_neither_sources_nor_truths(dry):
+    shown = tiles(dry("upscaler", *OWN, "--data", "images.parquet"), columns=8)
     sources = reduced(IMAGES)[[i % 8 for i in range(32)]]
     assert np.array_equal(shown, draw(small("categorical", "sr").float(), range(32), sources=sources))
+
+
+def test_a_sheet_of_a_celeba_model_is_of_portraits_that_anyone_may_publish(dry):
+    """A sample shows what its source was: nothing on the card comes from a picture of CelebA."""
+    folder = dry("upscaler", "--data-name", "celeba", "--data", "images.parquet")
+    portraits = data.load(str(publish.PORTRAITS), "train", small("categorical", "sr").config)
+    sources = reduced(portraits.pixels)[[i % len(portraits) for i in range(32)]]
+    assert np.array_equal(tiles(folder, columns=8), draw(small("categorical", "sr").float(), range(32), sources=sources))
+    assert "portraits in assets/examples/faces" in (folder / "README.md").read_text()
 
 
 def test_they_are_shown_when_asked_for_and_never_those_of_celeba(dry, refusal):

@@ -38,6 +38,9 @@ from known_data import KNOWN, Data, Licence
 from records import Evaluation, Training, read_text
 from sheets import COLUMNS, sample_sheet
 
+ROOT = Path(__file__).resolve().parents[1]
+PORTRAITS = ROOT / "assets" / "examples" / "faces"  # free to publish; the folder above tells where they come from
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "samples.png", "training.json")
 
@@ -121,10 +124,14 @@ def build(args: argparse.Namespace, folder: Path) -> None:
     source, config = find(args.checkpoint), model.config
     if args.show_data and not config.source_size:
         raise SystemExit("--show-data is for super-resolution models.")
-    if config.source_size and args.data is None:
+    if config.source_size and args.data is None and not used.people:
         raise SystemExit("--data: a super-resolution model needs sources to draw samples from.")
     training = Training.load(source / "training.json") if (source / "training.json").exists() else None
-    images = data.load(args.data, "test", config, COLUMNS) if config.source_size else None
+    images, pictures = None, "test pictures"
+    if config.source_size and used.people:  # a sample shows its source: nothing that comes from those people's pictures
+        images, pictures = data.load(str(PORTRAITS), "train", config), f"portraits in {PORTRAITS.relative_to(ROOT)}"
+    elif config.source_size:
+        images = data.load(args.data, "test", config, COLUMNS)
 
     model.save_pretrained(folder, dtype=DTYPES[args.dtype])
     stored = ImageTransformer.from_pretrained(folder)
@@ -135,7 +142,7 @@ def build(args: argparse.Namespace, folder: Path) -> None:
         training.save(folder / "training.json")
     evaluation = figures(args, folder, stored)
     stored.to("cuda" if torch.cuda.is_available() else "cpu")
-    pixels, caption = sample_sheet(stored, images, args.temperature, args.show_data)
+    pixels, caption = sample_sheet(stored, images, args.temperature, args.show_data, pictures)
     save_png(pixels, folder / "samples.png")
     preset = training.preset if training else next((name for name in PRESETS if PRESETS[name] == config), None)
     entry = Entry(

@@ -14,17 +14,18 @@ MOST_CLASSES = 10  # columns, one a class
 
 
 def sample_sheet(
-    model: ImageTransformer, images: Images | None, temperature: float, show_data: bool = False
+    model: ImageTransformer, images: Images | None, temperature: float, show_data: bool = False,
+    pictures: str = "test pictures",
 ) -> tuple[np.ndarray, str]:
     """(h, w, 3) uint8, enlarged three times, and its caption. Sample i has seed i and the condition of its column.
 
     images: for a super-resolution model, the pictures whose sources it gets; none of them is in the sheet unless
-    `show_data` asks for a first row of sources and a last one of the pictures themselves.
+    `show_data` asks for a first row of sources and a last one of the pictures themselves. pictures: what they are.
     """
     config, kinds, conditions, of_columns = model.config, 1, {}, ""
     if config.source_size:
         kinds = min(COLUMNS, len(images))
-        of_columns = f" Columns: the sources of the first {kinds} test pictures"
+        of_columns = f" Columns: the sources of the first {kinds} {pictures}"
         of_columns += ", which are the first row; the pictures are the last." if show_data else ", which are not shown."
     elif config.classes:
         kinds = min(MOST_CLASSES, len(config.classes))
