@@ -44,6 +44,7 @@ STOPPED = """(value) => {
 }"""
 CSS = """
 .crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
+@media (max-width: 480px) { button[role=tab] { padding: 0 8px !important } }  /* all three fit: no menu for the last */
 .gradio-container { --block-info-text-color: var(--block-title-text-color) }  /* gradio's own is too faint to read */
 """
 

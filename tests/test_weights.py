@@ -20,6 +20,7 @@ from known_data import KNOWN
 
 DATA = Path(os.environ.get("IMTX_DATA", ROOT.parent / "shared" / "data"))
 FLOORS = {GENERATION: ("cifar10", 4.4), SUPER_RESOLUTION: ("faces32", 3.8)}  # data folder, most bits/dim
+IMAGES = "150"  # of the test images: enough to tell, in seconds
 MODELS = sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
@@ -78,13 +79,13 @@ def test_bits_per_dim_are_below_the_floor_and_true_conditions_cost_less(name):
     folder, floor = FLOORS[task_of(ImageTransformer.from_pretrained(name).config)]
     if not (DATA / folder).is_dir():
         pytest.skip(f"needs the test images: {folder} in IMTX_DATA")
-    command = [sys.executable, "train/evaluate.py", "--checkpoint", name, "--data", DATA / folder, "--limit", "400"]
+    command = [sys.executable, "train/evaluate.py", "--checkpoint", name, "--data", DATA / folder, "--limit", IMAGES]
     if name.startswith("faces"):
         command += ["--samples", "8"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["images"] == 400 and result["bits_per_dim"] < floor
+    assert result["images"] == int(IMAGES) and result["bits_per_dim"] < floor
     (shuffled,) = (value for key, value in result.items() if key.startswith("shuffled"))
     assert result["bits_per_dim"] < shuffled
     assert result.get("consistency_rmse", 0) < 3  # levels: samples keep to their sources
