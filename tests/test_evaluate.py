@@ -190,11 +190,12 @@ def test_a_breakdown_is_complete_or_not_there(run, models, tmp_path, monkeypatch
     file = tmp_path / "parts.json"
     file.write_text("an older one")
 
-    def write_half(path, text):
-        path.write_bytes(text[:20].encode())
+    def write_half(path, content):
+        with open(path, "wb") as half:
+            half.write(content[:20])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(KeyboardInterrupt):
         run("--checkpoint", models / "dmol", "--limit", 1, "--breakdown", file)
     assert file.read_text() == "an older one"

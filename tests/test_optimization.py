@@ -15,6 +15,7 @@ from test_train import ROOT
 sys.path.insert(0, str(ROOT / "train"))
 
 import optimization
+import processes as launches
 import report
 import run
 
@@ -61,7 +62,9 @@ def test_every_epoch_has_every_image_once_in_another_order():
 
 
 def check(processes: int, batch_size: int = 8, accumulate: int = 1) -> None:
-    run.check_processes(SimpleNamespace(num_processes=processes), argparse.Namespace(batch_size=batch_size, accumulate=accumulate))
+    accelerator = SimpleNamespace(num_processes=processes)
+    launches.check_launch(accelerator)
+    run.check_batch(accelerator, argparse.Namespace(batch_size=batch_size, accumulate=accumulate))
 
 
 LAUNCHES = {  # what the launchers leave in the environment

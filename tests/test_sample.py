@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
 import data
+import files as whole_files
 import sample
 
 TRUTHS = pictures(5, seed=3)
@@ -239,7 +240,7 @@ def test_a_folder_of_other_things_and_a_full_disk_are_told(run, refusal, tmp_pat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sample.os, "replace", full)
+    monkeypatch.setattr(whole_files.os, "replace", full)
     assert "cannot be written to: No space left on device" in refusal("plain", "--count", 2)
 
 

@@ -6,8 +6,8 @@ Interrupted, with a checkpoint, the same command goes on where it was.
 """
 
 import argparse
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +20,7 @@ import matplotlib
 matplotlib.use("Agg")  # draws into files, needs no screen
 from matplotlib import pyplot as plt
 
+from files import write_whole
 from imtx import PRESETS
 
 # CIFAR-10 test bits/dim of the paper's categorical model with 8 layers, by block size in sub-pixels.
@@ -45,12 +46,6 @@ def train(block: int, output: Path, options: list[str]) -> float:
     return json.loads(said.splitlines()[-1])["bits_per_dim"]
 
 
-def write(record: Path, found: dict) -> None:
-    temporary = record.with_suffix(".part")
-    temporary.write_text(json.dumps(found, indent=2) + "\n")
-    os.replace(temporary, record)
-
-
 def chart(ours: dict[int, float], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     config = PRESETS["ablation-8"]
@@ -67,9 +62,9 @@ def chart(ours: dict[int, float], path: Path) -> None:
     axes.margins(x=0.08, y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=160)
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=160, format="png")
+    write_whole(path, picture.getvalue())
 
 
 def main() -> None:
@@ -82,7 +77,7 @@ def main() -> None:
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         found = json.loads(record.read_text()) if record.exists() else {"options": options, "bits_per_dim": {}}
-        write(record, found)  # before anything is trained: all blocks have the same options
+        write_whole(record, json.dumps(found, indent=2) + "\n")  # before anything is trained: all blocks have the same options
     except OSError as error:
         raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
     if found["options"] != options:
@@ -90,7 +85,7 @@ def main() -> None:
     for block in PAPER:
         if str(block) not in found["bits_per_dim"]:
             found["bits_per_dim"][str(block)] = train(block, args.output, options)
-            write(record, found)
+            write_whole(record, json.dumps(found, indent=2) + "\n")
     chart({int(block): value for block, value in found["bits_per_dim"].items()}, args.output / "ablation.png")
     print(json.dumps(found))
 

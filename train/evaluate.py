@@ -8,7 +8,6 @@ whether the model listens to them. The last line of output is one JSON object.
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 import data
 from averaging import average, open_model
+from files import part, write_whole
 from imtx import ImageTransformer, draw
 from likelihood import bits, bits_per_dim, breakdown, measure, sources_of
 
@@ -88,16 +88,6 @@ def prepare_breakdown(file: Path) -> None:
         raise SystemExit(f"--breakdown: {file} cannot be written: {error.strerror}.") from error
 
 
-def write_breakdown(file: Path, result: dict) -> None:
-    """Complete under its name, or not there."""
-    part(file).write_text(json.dumps(result) + "\n")
-    os.replace(part(file), file)
-
-
-def part(file: Path) -> Path:
-    return file.with_name(f".{file.name}.part")
-
-
 def save_average(model: ImageTransformer, folder: Path) -> None:
     """Raises SystemExit with a sentence for a folder that holds something, or cannot be written to."""
     try:
@@ -150,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.breakdown is not None:
         parts = breakdown(model, images, nats)
-        write_breakdown(args.breakdown, parts)
+        write_whole(args.breakdown, json.dumps(parts) + "\n")
         for name, of_class in parts.get("per_class", {}).items():
             print(f"{name:>32}  {of_class['bits_per_dim']:.4f}  of {of_class['images']:,} images")
     for name, value in result.items():

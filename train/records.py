@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import math
-import os
 import shlex
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,9 +56,7 @@ class Training:
     def save(self, path: Path) -> None:
         """One field a line, complete under its name or not there. Raises OSError."""
         lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in dataclasses.asdict(self).items())
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        os.replace(part, path)
+        write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
     def load(cls, path: Path) -> "Training":

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -18,9 +17,11 @@ from torch import nn
 import data
 import provenance
 from checkpoints import Checkpoints
+from files import write_whole
 from imtx import PRESETS, ImageTransformer
 from likelihood import bits_per_dim, sources_of
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
+from processes import check_launch
 from records import Training
 from report import Report, require_tracker
 
@@ -31,16 +32,8 @@ RECORD = "training.json"  # what a finished run leaves for the model card
 LOSSES_A_LINE = 50  # steps between two lines of the log
 
 
-def check_processes(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Refuses a launch that asked for several processes and got single ones, which would all write the same files."""
-    asked = int(os.environ.get("WORLD_SIZE", 1))
-    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves an address for others that never come.
-    pretended = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
-    if accelerator.num_processes == 1 and (asked > 1 or pretended):
-        raise SystemExit(
-            "Several processes were asked for, and each would train on its own. On CPUs launch them with: "
-            "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 train/train.py ..."
-        )
+def check_batch(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Refuses a batch that cannot be shared out evenly."""
     parts = accelerator.num_processes * args.accumulate
     if args.batch_size % parts:
         raise SystemExit(
@@ -88,7 +81,8 @@ class Run:
         require_tracker(args.track)
         project = ProjectConfiguration(project_dir=str(args.output), logging_dir=str(args.output))
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.track, project_config=project)
-        check_processes(self.accelerator, args)
+        check_launch(self.accelerator)
+        check_batch(self.accelerator, args)
         set_seed(args.seed)
         images = data.load(args.data, args.split, PRESETS[args.preset], **data.options(args))
         self.config = data.with_classes(PRESETS[args.preset], images)
@@ -126,7 +120,7 @@ class Run:
                     raise SystemExit(
                         f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder."
                     )
-                note.write_text(json.dumps(settings) + "\n")
+                write_whole(note, json.dumps(settings) + "\n")
             self.checkpoints.tidy()
         except OSError as error:
             raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error

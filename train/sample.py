@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -32,10 +31,12 @@ from tqdm import tqdm
 
 import data
 from averaging import open_model
+from files import write_whole
 from imtx import ImageTransformer, draw
 from imtx.images import save_png, sheet
 from imtx.sampling import SEEDS
 from likelihood import sources_of
+from processes import check_launch
 
 SHEET = 64  # samples, in rows of 8
 
@@ -125,9 +126,7 @@ class Samples:
         """Draws the samples of a file, which is complete under its name or not there. Raises OSError."""
         samples, file, buffer = self.of_file(number), self.files[number], io.BytesIO()
         pq.write_table(pa.table(self.columns(samples)), buffer)
-        part = file.with_name(f".{file.name}.part")
-        part.write_bytes(buffer.getvalue())
-        os.replace(part, file)
+        write_whole(file, buffer.getvalue())
 
     def save_sheet(self) -> None:
         """samples.png: the first ones, read back from the files. Raises OSError."""
@@ -158,9 +157,7 @@ def claim(folder: Path, settings: dict) -> None:
     if not note.exists():
         if any(folder.glob("[!.]*")):
             raise SystemExit(f"--output: {folder} holds other files, name a new folder.")
-        part = folder / f".{note.name}.part"
-        part.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(part, note)
+        write_whole(note, json.dumps(settings, indent=2) + "\n")
         return
     try:
         before = json.loads(note.read_text())
@@ -176,8 +173,7 @@ def claim(folder: Path, settings: dict) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     accelerator = Accelerator()
-    if (started := int(os.environ.get("WORLD_SIZE", 1))) != accelerator.num_processes:
-        raise SystemExit(f"{started} processes know nothing of each other: on CPUs, set ACCELERATE_USE_CPU=true.")
+    check_launch(accelerator)
     samples = Samples(args, open_model(args.checkpoint))
     since = time.time()
     try:
