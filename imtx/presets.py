@@ -47,9 +47,10 @@ MODERN_PRESETS = {
     "tiny-sr": Config(
         source_size=8, encoder_layers=1, width=64, layers=2, heads=2, ffn=128, query_block=128, memory_block=128
     ),
-    # What a CPU can train in hours: the weights bundled today.
+    # What a CPU can train in hours: what the bundled weights are of.
     "cifar10-dmol-1d-small": Config(classes=CIFAR10_CLASSES, query_block=64, memory_block=128),
     "faces-sr-1d-small": Config(source_size=8, encoder_layers=2, layers=5, query_block=64, memory_block=128),
+    "cifar10-sr-1d-small": Config(source_size=8, encoder_layers=2, layers=5, query_block=64, memory_block=128),
     "faces-sr-2d-small": Config(
         layout="2d", source_size=8, encoder_layers=2, layers=5, query_block=(8, 8), memory_block=(4, 8)
     ),
