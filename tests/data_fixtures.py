@@ -17,9 +17,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
-import cache
+from data import cache
 import data
-from pictures import decode
+from data.pictures import decode
 
 SIZE = 8  # of the model's images
 

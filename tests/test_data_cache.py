@@ -18,9 +18,9 @@ from data_fixtures import picture, pictures, encode, files, load, refusal, decod
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
-import cache
+from data import cache
 import data
-from pictures import decode, fit
+from data.pictures import decode, fit
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------

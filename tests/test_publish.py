@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
 import evaluate
-import hub
-import provenance
+from publishing import hub
+from publishing import provenance
 import data
 import publish
 import zoo
-from cards import Entry
-from records import Evaluation, Training
+from publishing.cards import Entry
+from publishing.records import Evaluation, Training
 
 IMAGES = pictures(11)
 OWN = ("--data-name", "My photos", "--data-licence", "they are mine", "--licence", "cc0-1.0")

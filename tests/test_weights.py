@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
 import zoo
-from cards import GENERATION, SUPER_RESOLUTION, Entry, task_of
-from known_data import KNOWN
+from publishing.cards import GENERATION, SUPER_RESOLUTION, Entry, task_of
+from publishing.known_data import KNOWN
 
 DATA = Path(os.environ.get("IMTX_DATA", ROOT.parent / "shared" / "data"))
 FLOORS = {GENERATION: ("cifar10", 4.4), SUPER_RESOLUTION: ("faces32", 3.8)}  # data folder, most bits/dim

@@ -27,16 +27,16 @@ import torch
 
 import data
 import evaluate
-import hub
 from averaging import open_model
-from card_text import body
-from cards import Entry, task_of
 from imtx import PRESETS, ImageTransformer
 from imtx.checkpoint import find
 from imtx.images import save_png
-from known_data import KNOWN, Data, Licence
-from records import Evaluation, Training, read_text
-from sheets import COLUMNS, sample_sheet
+from publishing import hub
+from publishing.card_text import body
+from publishing.cards import Entry, task_of
+from publishing.known_data import KNOWN, Data, Licence
+from publishing.records import Evaluation, Training, read_text
+from publishing.sheets import COLUMNS, sample_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTRAITS = ROOT / "assets" / "examples" / "faces"  # free to publish; the folder above tells where they come from

@@ -15,14 +15,14 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
 import data
-import provenance
 from checkpoints import Checkpoints
 from files import write_whole
 from imtx import PRESETS, ImageTransformer
 from likelihood import bits_per_dim, sources_of
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
 from processes import check_launch
-from records import Training
+from publishing import provenance
+from publishing.records import Training
 from report import Report, require_tracker
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both

@@ -6,9 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from a checkout, with nothing installed
 
-from cards import GENERATION, SUPER_RESOLUTION, Entry
 from imtx.checkpoint import BUNDLED
-from records import read_text
+from publishing.cards import GENERATION, SUPER_RESOLUTION, Entry
+from publishing.records import read_text
 
 FIRST, LAST = "<!-- zoo -->", "<!-- /zoo -->"
 TASKS = {GENERATION: "Generate, Complete", SUPER_RESOLUTION: "Super-resolve"}  # as the demo calls them

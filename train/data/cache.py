@@ -14,8 +14,8 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from pictures import NotAligned, Unusable, decode, fit
-from source import Source
+from .pictures import NotAligned, Unusable, decode, fit
+from .source import Source
 
 FORMAT = 1  # to be raised when the same pictures would come out as other pixels
 

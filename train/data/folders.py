@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from source import Encoded, Source, stamps
+from .source import Encoded, Source, stamps
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 SPLITS = {"train", "test", "validation", "valid", "val"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from source import Encoded, Source, stamps
+from .source import Encoded, Source, stamps
 
 ROWS = 64  # in memory at a time; a picture can have any size
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .records import Evaluation, check_types, read_text
 from imtx import Config
-from records import Evaluation, check_types, read_text
 
 GENERATION, SUPER_RESOLUTION = "generation", "super-resolution"
 PIPELINES = {GENERATION: "unconditional-image-generation", SUPER_RESOLUTION: "image-to-image"}  # the Hub's names of tasks

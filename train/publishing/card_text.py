@@ -1,9 +1,9 @@
 """The text of model cards, below the front matter: what the model is, how to use it, where its figures come from."""
 
-from cards import GENERATION, SUPER_RESOLUTION, Entry
+from .cards import GENERATION, SUPER_RESOLUTION, Entry
+from .known_data import Data, Licence
+from .records import Training
 from imtx import Config
-from known_data import Data, Licence
-from records import Training
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}  # of accelerate
 LIMITS = {

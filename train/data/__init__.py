@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cache import arrays
-from folders import pictures
+from .cache import arrays
+from .folders import pictures
 from imtx import Config
-from source import Source
-from tables import hub, parquet, parquet_files
+from .source import Source
+from .tables import hub, parquet, parquet_files
 
 
 @dataclass
