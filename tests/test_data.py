@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
 import data
-from pictures import area_resize, fit
+from data.pictures import area_resize, fit
 
 
 # ---- parquet -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from imtx.images import area_means, open_image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
-from pictures import NotAligned, Unusable, area_resize, decode, fit
+from data.pictures import NotAligned, Unusable, area_resize, decode, fit
 
 
 def area_resize_slowly(square: np.ndarray, size: int) -> np.ndarray:
