@@ -1,5 +1,10 @@
-"""Drawing images position by position through the cache, as a generator that can be watched and stopped."""
+"""Drawing images position by position through the cache, as a generator that can be watched and stopped.
 
+Two engines draw the same pictures: the PyTorch step of imtx/model.py, which is the one to read, and a compiled function for
+the whole step (imtx/fast), which is the one to wait for.
+"""
+
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -8,10 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import fast
 from .model import Context, ImageTransformer
 
 SEEDS = 2**32  # a seed is an integer in 0..SEEDS-1
 HOTTEST = 1e30  # temperature; beyond it, and below 1 / HOTTEST, float32 overflows
+ENGINES = ("compiled", "eager")
+
+_log = logging.getLogger("imtx")
+_told = set()  # reasons for the eager engine that the log has
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,19 @@ def sample(
     sources: Tensor | None = None,
     given: Tensor | None = None,
     given_pixels: int = 0,
+    every: int = 1,
+    engine: str | None = None,
 ) -> Iterator[Snapshot]:
-    """Draws one image a seed, all at once, and yields them after every pixel (paper section 4, temperature included).
+    """Draws one image a seed, all at once, and yields them as they grow (paper section 4, temperature included).
 
     seeds: N integers in 0..2^32-1; the same seed and conditions give the same image.
     temperature: 1e-30 to 1e30; below 1 is tamer than the model's distribution, 1 is that distribution.
     labels: N class indices, for a model with classes; None = no class.
     sources: (s, s, 3) or (N, s, s, 3) uint8, for a super-resolution model.
     given: (h, w, 3) or (N, h, w, 3) uint8, of which the first `given_pixels` in `pixel_order` are kept.
+    every: pixels drawn between two snapshots; the finished images come in any case.
+    engine: "compiled", or "eager" for PyTorch; None takes the compiled one where it can run, which is a float32 model on
+        a CPU, and the log says once why not. It is compiled when it is first used on a machine: up to half a minute.
 
     Closing the generator stops the work at once. Raises ValueError, when called, for arguments that the model cannot take.
     """
@@ -82,6 +97,10 @@ def sample(
             f"given_pixels must be a whole number in 1..{size**2} with a given picture, 0 without; got {given_pixels!r} "
             f"{'without' if given is None else 'with'} one."
         )
+    if not _is_whole(every, 1, size**2):
+        raise ValueError(f"every must be a whole number in 1..{size**2}, got {every!r}.")
+    if engine not in (None, *ENGINES):
+        raise ValueError(f"engine must be {' or '.join(map(repr, ENGINES))} or None, got {engine!r}.")
     if model.training:
         raise ValueError("The model is in training mode, where dropout disturbs what is drawn: call model.eval() first.")
     if labels is not None:
@@ -98,12 +117,47 @@ def sample(
         model.check_levels("given", given)
     with torch.inference_mode():
         context = model.context(images, labels, sources)
-    return _steps(model, context, noise(model, seeds).to(device), temperature, given, given_pixels)
+    steps = _eager if _engine(model, engine) == "eager" else _compiled
+    return steps(model, context, noise(model, seeds).to(device), float(temperature), given, given_pixels, every)
+
+
+def _engine(model: ImageTransformer, asked: str | None) -> str:
+    if asked == "eager":
+        return "eager"
+    obstacle = fast.obstacle(model)
+    if obstacle is None:
+        return "compiled"
+    if asked == "compiled":
+        raise ValueError(f"The compiled engine cannot draw: {obstacle}. Leave engine out.")
+    if obstacle not in _told:
+        _told.add(obstacle)
+        _log.warning("Drawing with PyTorch, which takes longer: %s.", obstacle)
+    return "eager"
+
+
+def _compiled(
+    model: ImageTransformer, context: Context, uniforms: Tensor, temperature: float, given: Tensor | None, given_pixels: int,
+    every: int,
+) -> Iterator[Snapshot]:
+    size, images = model.config.image_size, len(uniforms)
+    pixels = np.zeros((images, size * size * 3), np.uint8)  # raster order
+    if given is not None:
+        known = _sub_pixels(pixel_order(model)[:given_pixels])
+        pixels[:, known] = given.flatten(1)[:, known]
+
+    def snapshot(done: int) -> Snapshot:
+        return Snapshot(torch.from_numpy(pixels.copy()).view(images, size, size, 3), done, size**2)
+
+    if given_pixels:
+        yield snapshot(given_pixels)
+    for done in fast.draw_pixels(model, context, uniforms, pixels, known=given_pixels, temperature=temperature, every=every):
+        yield snapshot(done)
 
 
 @torch.inference_mode()
-def _steps(
-    model: ImageTransformer, context: Context, uniforms: Tensor, temperature: float, given: Tensor | None, given_pixels: int
+def _eager(
+    model: ImageTransformer, context: Context, uniforms: Tensor, temperature: float, given: Tensor | None, given_pixels: int,
+    every: int,
 ) -> Iterator[Snapshot]:
     """uniforms: (N, P, draws a position); given: (N, h, w, 3) or None."""
     config, device, size = model.config, uniforms.device, model.config.image_size
@@ -125,13 +179,14 @@ def _steps(
         colours = model.output.draw(model.output.temper(params, temperature), uniforms[:, step])  # (N, width)
         first = int(model.layout.order[step]) * width
         pixels[:, first : first + width] = colours
-        if (step + 1) % config.channels == 0:
-            yield Snapshot(pixels.view(snapshot_shape).cpu().clone(), (step + 1) // config.channels, size**2)
+        done = (step + 1) // config.channels
+        if (step + 1) % config.channels == 0 and ((done - given_pixels) % every == 0 or done == size**2):
+            yield Snapshot(pixels.view(snapshot_shape).cpu().clone(), done, size**2)
 
 
 def draw(model: ImageTransformer, seeds: Sequence[int], **conditions) -> Tensor:
     """`sample` to its end: (N, h, w, 3) uint8."""
-    for snapshot in sample(model, seeds, **conditions):
+    for snapshot in sample(model, seeds, every=model.config.image_size**2, **conditions):
         pass
     return snapshot.pixels
 

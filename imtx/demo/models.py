@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import fast
 from ..checkpoint import BUNDLED, CheckpointError, find
 from ..config import Config
 from ..model import ImageTransformer
@@ -41,6 +42,8 @@ class Installed:
                 try:
                     self._model = ImageTransformer.from_pretrained(self.folder)
                     self.config = self._model.config
+                    if fast.obstacle(self._model) is None:  # else sampling says why, once
+                        threading.Thread(target=fast.warm, args=[self._model], daemon=True).start()
                 except CheckpointError as error:
                     self.error = str(error)
                 if not quietly:
@@ -61,6 +64,11 @@ class Installed:
         if not self.load():
             raise requests.refusal(f"The weights of {self.name} are not loaded. {self.public_error}")
         return self._model
+
+    @property
+    def engine(self) -> str | None:
+        """What draws the next picture. No visitor waits for a compiler: until it is done, PyTorch draws."""
+        return "eager" if fast.obstacle(self.model) is None and not fast.is_warm(self.model) else None
 
     @property
     def public_error(self) -> str:

@@ -19,6 +19,7 @@ from .models import Installed, kept_rows
 
 FRAMES_A_SECOND = 12  # what a slow link still shows
 LEAST_FRAMES = 16  # a picture, however fast it is drawn
+LOOKS = 128  # at the clock, while a picture is drawn
 
 # What an endpoint yields: the canvas's value, the PNG files (at the end), the seed used.
 Frames = Iterator[tuple[dict, list[str] | None, int]]
@@ -34,13 +35,15 @@ class Tasks:
 
     def generate(self, class_name, temperature, count, seed, model) -> Frames:
         """Draws pictures of a class from nothing, pixel by pixel."""
-        model = requests.one_of(self.generators, model).model
+        chosen = requests.one_of(self.generators, model)
+        model = chosen.model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
         classes = model.config.classes
         label = requests.label(class_name, classes, chance=seed)
         stream = generate_stream(model, count)
         pictures = sample(
-            model, requests.seeds(seed, count), temperature=temperature, labels=[label] * count if classes else None
+            model, requests.seeds(seed, count), temperature=temperature, labels=[label] * count if classes else None,
+            every=_every(model), engine=chosen.engine,
         )
         about = f"{(*classes, 'no class')[label]}, seed {seed}"
         yield from _show(pictures, stream, about, seed)
@@ -56,19 +59,21 @@ class Tasks:
         stream = complete_stream(model, truth, count)
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature,
-            given=torch.from_numpy(truth), given_pixels=stream.done,
+            given=torch.from_numpy(truth), given_pixels=stream.done, every=_every(model), engine=chosen.engine,
         )
         yield from _show(pictures, stream, f"seed {seed}", seed)
 
     def super_resolve(self, image, temperature, count, seed, model) -> Frames:
         """Draws pictures of 32x32 that fit one of 8x8. Any other becomes 8x8 by area means of its centre crop."""
-        model = requests.one_of(self.upscalers, model).model
+        chosen = requests.one_of(self.upscalers, model)
+        model = chosen.model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
         sizes = (model.config.source_size, model.config.image_size)
         source, truth = source_and_truth(requests.picture(image, self.examples), *sizes)
         stream = upscale_stream(model, source, truth, count)
         pictures = sample(
-            model, requests.seeds(seed, count), temperature=temperature, sources=torch.from_numpy(source)
+            model, requests.seeds(seed, count), temperature=temperature, sources=torch.from_numpy(source),
+            every=_every(model), engine=chosen.engine,
         )
         yield from _show(pictures, stream, f"seed {seed}", seed)
 
@@ -152,6 +157,11 @@ def upscale_stream(model: ImageTransformer, source: np.ndarray, truth: np.ndarra
 def _finished(stream: Stream, pictures: np.ndarray, text: str) -> dict:
     stream.append(pictures, len(stream.order))
     return stream.value(text)
+
+
+def _every(model: ImageTransformer) -> int:
+    """Pixels between two looks at the clock."""
+    return max(model.config.image_size**2 // LOOKS, 1)
 
 
 def _order(model: ImageTransformer) -> list[int] | None:

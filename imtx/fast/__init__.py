@@ -1,1 +1,106 @@
-"""Drawing with one compiled function for the whole step, on a CPU: the same pictures as the PyTorch step, much sooner."""
+"""Drawing with one compiled function for the whole step, on a CPU: the pictures of the PyTorch step, much sooner.
+
+`arithmetic.py`, `draws.py` and `step.py` are what Numba compiles, once on a machine: the code is kept in the user's cache.
+`weights.py` turns a model into the arrays that they work on. This file decides whether they can, and drives them. An image
+is drawn by one thread; the images of a batch are shared out over threads, and two visitors' requests do not wait for each
+other, as compiled code runs without Python's lock.
+"""
+
+import os
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import Context, ImageTransformer
+
+PIXELS_A_CALL = 32  # after so many, a generator that was closed gets to stop
+
+_packed = weakref.WeakKeyDictionary()  # model -> (state of its weights, shape, weights)
+_compiled = set()  # dtypes of the matrices for which `warm` has been through
+
+
+def obstacle(model: ImageTransformer) -> str | None:
+    """Why the compiled step cannot draw with this model; None if it can."""
+    weight = model.head.weight
+    if weight.device.type != "cpu":
+        return f"the model is on {weight.device}, and compiled code runs on the CPU"
+    if weight.dtype != torch.float32:
+        return f"the model is in {str(weight.dtype).removeprefix('torch.')}, and compiled code works in float32"
+    try:
+        from . import step  # noqa: F401
+    except ImportError as error:
+        return f"Numba cannot be imported ({error}); pip install numba"
+    return None
+
+
+def warm(model: ImageTransformer) -> None:
+    """Compiles what this model needs, or reads it from the cache: seconds to half a minute, or half a second."""
+    with torch.inference_mode():
+        labels = None
+        sources = torch.zeros(1, model.config.source_size, model.config.source_size, 3, dtype=torch.uint8)
+        context = model.context(1, labels, sources if model.config.source_size else None)
+    uniforms = torch.zeros(1, model.config.positions, model.output.draws, dtype=torch.float64)
+    pixels = np.zeros((1, model.config.sub_pixels), np.uint8)
+    next(draw_pixels(model, context, uniforms, pixels, known=0, temperature=1.0, every=1))
+    _compiled.add(_pack(model)[1].qkv.dtype)
+
+
+def is_warm(model: ImageTransformer) -> bool:
+    """Whether `warm` has been through with a model of this kind, so that no one has to wait for a compiler."""
+    return obstacle(model) is None and _pack(model)[1].qkv.dtype in _compiled
+
+
+def draw_pixels(
+    model: ImageTransformer, context: Context, uniforms: Tensor, pixels: np.ndarray, *, known: int, temperature: float, every: int
+) -> Iterator[int]:
+    """Draws N images, after the first `known` pixels in generation order; yields how many are done, every so many pixels.
+
+    uniforms: (N, P, draws a position) float64. pixels: (N, sub-pixels) uint8 in raster order with what is known; it holds
+    what is drawn whenever this yields.
+    """
+    from .step import advance
+    from .weights import allocate
+
+    shape, weights = _pack(model)
+    groups = np.array_split(np.arange(len(pixels)), min(len(pixels), _threads()))
+    with torch.inference_mode():
+        states = [allocate(model, weights, context, uniforms, pixels, slice(g[0], g[-1] + 1)) for g in groups]
+    channels, total = shape.channels, model.config.image_size**2
+
+    def draw_group(state, first: int, last: int) -> None:
+        advance(shape, weights, state, first * channels, last * channels, known * channels, temperature)
+
+    with ThreadPoolExecutor(len(groups)) as pool:
+        done = 0
+        while done < total:
+            due = known if done < known else min(known + ((done - known) // every + 1) * every, total)
+            last = min(done + PIXELS_A_CALL, due)
+            if len(states) == 1:
+                draw_group(states[0], done, last)
+            else:
+                list(pool.map(draw_group, states, [done] * len(states), [last] * len(states)))
+            done = last
+            if done == due and done > known:
+                np.concatenate([state.pixels for state in states], out=pixels)
+                yield done
+
+
+def _pack(model: ImageTransformer) -> tuple:
+    """The model's arrays, made once, and again when its weights have changed."""
+    from .weights import pack
+
+    state = [(weight.data_ptr(), weight._version) for weight in model.parameters()]
+    if model not in _packed or _packed[model][0] != state:
+        with torch.inference_mode():
+            _packed[model] = (state, *pack(model))
+    return _packed[model][1:]
+
+
+def _threads() -> int:
+    """As many as there are processors for this process, or OMP_NUM_THREADS if that is set, as PyTorch has it."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

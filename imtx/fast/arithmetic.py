@@ -6,13 +6,13 @@ along a row, where memory is contiguous, and become vector instructions.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
-# "contract" makes a multiply and an add one instruction. Sums are not reordered, except in `normal`, where "reassoc" may.
-OPTIONS = dict(nogil=True, cache=True, error_model="numpy")
-kernel = njit(fastmath={"contract"}, **OPTIONS)
-reordered = njit(fastmath={"contract", "reassoc", "nsz", "nnan", "ninf"}, **OPTIONS)
+from .compiling import compiled
+
+kernel = compiled("contract")  # a multiply and an add are one instruction; sums keep their order
+reordered = compiled("contract", "reassoc", "nsz", "nnan", "ninf")  # for norms: sums along a row in any fixed order
 
 
 def widen(weight):
@@ -138,7 +138,7 @@ def layer_norm(x, gain, bias, count):
         x[i] = (x[i] - mean) * scale * gain[i] + bias[i]
 
 
-@njit(fastmath={"contract"}, inline="always", **OPTIONS)
+@compiled("contract", inline="always")
 def exp(x):
     """exp of a float32 within 2 units in the last place, in steps that vectorise (Cephes' polynomial); no NaN comes in."""
     x = min(max(x, np.float32(-87)), np.float32(88))

@@ -91,34 +91,33 @@ def add_source_inputs(weights, state, n, step, half):
 
 
 @kernel
-def before_layer(shape, weights, state, layer, which):
-    """state.normed = the input of a layer: normalised before it in a modern block, as it is in the paper's."""
-    for n in range(len(state.x)):
-        if shape.embedding == MODERN:
-            rms_norm(state.x[n], weights.norms[layer, which, 0], state.normed[n], 0, len(state.x[n]))
+def before_layer(modern, x, norm, normed):
+    """normed (N, d) = the input of a layer: a modern block normalises before it; norm: (2, d)."""
+    for n in range(len(x)):
+        if modern:
+            rms_norm(x[n], norm[0], normed[n], 0, len(x[n]))
         else:
-            state.normed[n, :] = state.x[n]
+            normed[n, :] = x[n]
 
 
 @kernel
-def after_layer(shape, weights, state, layer, which):
+def after_layer(modern, x, norm):
     """The paper's block normalises after the sum."""
-    if shape.embedding != MODERN:
-        for n in range(len(state.x)):
-            layer_norm(state.x[n], weights.norms[layer, which, 0], weights.norms[layer, which, 1], len(state.x[n]))
+    if not modern:
+        for n in range(len(x)):
+            layer_norm(x[n], norm[0], norm[1], len(x[n]))
 
 
 @kernel
-def turn(shape, weights, x, start, gain, step):
-    """A head's query or key, x[start : start + D]: normalised and rotated, where the family does so."""
-    if shape.embedding != MODERN:
-        return
-    half = weights.cos.shape[1]
-    rms_norm(x, gain, x, start, 2 * half)
-    for i in range(half):
-        a, b, cos, sin = x[start + i], x[start + half + i], weights.cos[step, i], weights.sin[step, i]
-        x[start + i] = a * cos - b * sin
-        x[start + half + i] = a * sin + b * cos
+def turn(x, start, heads, gain, cos, sin):
+    """Queries or keys of all heads, which lie in `x` from `start` on, normalised and rotated; cos, sin: (D / 2,)."""
+    half = len(cos)
+    for first in range(start, start + heads * 2 * half, 2 * half):
+        rms_norm(x, gain, x, first, 2 * half)
+        for i in range(half):
+            a, b = x[first + i], x[first + half + i]
+            x[first + i] = a * cos[i] - b * sin[i]
+            x[first + half + i] = a * sin[i] + b * cos[i]
 
 
 @kernel
@@ -140,31 +139,36 @@ def attend(query, keys, values, count, scores, out):
 @kernel
 def attend_to_window(shape, weights, state, layer, step):
     """Local self-attention of one step (imtx/attention.py: LocalSelfAttention.step and Cache)."""
-    before_layer(shape, weights, state, layer, 0)
+    x, normed, modern, norm = state.x, state.normed, shape.embedding == MODERN, weights.norms[layer, 0]
+    before_layer(modern, x, norm, normed)
     projected, heads = state.projected, shape.heads
     width = state.window_keys.shape[3]
     inner = heads * width
     projected[:] = 0
-    add_products(state.normed, weights.qkv[layer], projected)
+    add_products(normed, weights.qkv[layer], projected)
     block, inside = step // shape.query_block, step % shape.query_block
     last = weights.memory_length[block] + inside  # this step's place in the window
+    scores, gains, cos, sin = state.scores, weights.qk_gains[layer], weights.cos[step], weights.sin[step]
     for n in range(len(projected)):
         if inside == 0:
             gather_memory(weights, state, layer, n, block)
+        new, seen = projected[n], state.attended[n]
+        if modern:
+            turn(new, 0, heads, gains[0], cos, sin)
+            turn(new, inner, heads, gains[1], cos, sin)
+        keys, values = state.keys[layer, n, step], state.values[layer, n, step]
+        for i in range(inner):
+            keys[i], values[i] = new[inner + i], new[2 * inner + i]
+        window_keys, window_values = state.window_keys[layer, n], state.window_values[layer, n]
         for head in range(heads):
-            turn(shape, weights, projected[n], head * width, weights.qk_gains[layer, 0], step)
-            turn(shape, weights, projected[n], inner + head * width, weights.qk_gains[layer, 1], step)
-        state.keys[layer, n, step] = projected[n, inner : 2 * inner]
-        state.values[layer, n, step] = projected[n, 2 * inner :]
-        for head in range(heads):
-            keys, values = state.window_keys[layer, n, head], state.window_values[layer, n, head]
+            first = head * width
             for i in range(width):
-                keys[i, last] = projected[n, inner + head * width + i]
-                values[last, i] = projected[n, 2 * inner + head * width + i]
-            own = slice(head * width, (head + 1) * width)
-            attend(projected[n, own], keys, values, last + 1, state.scores, state.attended[n, own])
-    add_products(state.attended, weights.out[layer], state.x)
-    after_layer(shape, weights, state, layer, 0)
+                window_keys[head, i, last] = keys[first + i]
+                window_values[head, last, i] = values[first + i]
+            own = slice(first, first + width)
+            attend(new[own], window_keys[head], window_values[head], last + 1, scores, seen[own])
+    add_products(state.attended, weights.out[layer], x)
+    after_layer(modern, x, norm)
 
 
 @kernel
@@ -184,45 +188,51 @@ def gather_memory(weights, state, layer, n, block):
 @kernel
 def attend_to_source(shape, weights, state, layer, step):
     """Attention to the encoded source, whose keys and values are fixed."""
-    before_layer(shape, weights, state, layer, 1)
+    x, normed, modern, norm = state.x, state.normed, shape.embedding == MODERN, weights.norms[layer, 1]
+    before_layer(modern, x, norm, normed)
     queries, heads, width = state.queries, shape.heads, state.source_keys.shape[3]
     queries[:] = 0
-    add_products(state.normed, weights.source_q[layer], queries)
+    add_products(normed, weights.source_q[layer], queries)
+    scores, gain, cos, sin = state.scores, weights.qk_gains[layer, 2], weights.cos[step], weights.sin[step]
     for n in range(len(queries)):
+        if modern:
+            turn(queries[n], 0, heads, gain, cos, sin)
         for head in range(heads):
             own = slice(head * width, (head + 1) * width)
-            turn(shape, weights, queries[n], head * width, weights.qk_gains[layer, 2], step)
             keys, values = state.source_keys[layer, n, head], state.source_values[layer, n, head]
-            attend(queries[n, own], keys, values, keys.shape[1], state.scores, state.attended[n, own])
-    add_products(state.attended, weights.source_out[layer], state.x)
-    after_layer(shape, weights, state, layer, 1)
+            attend(queries[n, own], keys, values, keys.shape[1], scores, state.attended[n, own])
+    add_products(state.attended, weights.source_out[layer], x)
+    after_layer(modern, x, norm)
 
 
 @kernel
 def feed_forward(shape, weights, state, layer):
-    before_layer(shape, weights, state, layer, 2)
-    inner, wide = weights.down.shape[1], state.x.shape[1]
-    for n in range(len(state.inner)):
-        state.inner[n, :] = weights.up_bias[layer]
-    add_products(state.normed, weights.up[layer], state.inner)
-    for n in range(len(state.inner)):
-        if shape.embedding == MODERN:
-            swiglu(state.inner[n], inner)
+    x, normed, modern, norm = state.x, state.normed, shape.embedding == MODERN, weights.norms[layer, 2]
+    before_layer(modern, x, norm, normed)
+    inner, up, up_bias, down_bias = state.inner, weights.up[layer], weights.up_bias[layer], weights.down_bias[layer]
+    for n in range(len(x)):
+        for i in range(len(up_bias)):
+            inner[n, i] = up_bias[i]
+    add_products(normed, up, inner)
+    for n in range(len(x)):
+        if modern:
+            swiglu(inner[n], len(up_bias) // 2)
         else:
-            relu(state.inner[n], inner)
-        for i in range(wide):
-            state.x[n, i] += weights.down_bias[layer, i]
-    add_products(state.inner, weights.down[layer], state.x)
-    after_layer(shape, weights, state, layer, 2)
+            relu(inner[n], len(up_bias))
+        for i in range(len(down_bias)):
+            x[n, i] += down_bias[i]
+    add_products(inner, weights.down[layer], x)
+    after_layer(modern, x, norm)
 
 
 @kernel
 def output(shape, weights, state):
     """state.params of the step. The modern family normalises once more, the paper's blocks end in a norm."""
-    for n in range(len(state.x)):
+    x, normed, params = state.x, state.normed, state.params
+    for n in range(len(x)):
         if shape.embedding == MODERN:
-            rms_norm(state.x[n], weights.last_gain, state.normed[n], 0, len(state.x[n]))
+            rms_norm(x[n], weights.last_gain, normed[n], 0, len(x[n]))
         else:
-            state.normed[n, :] = state.x[n]
-        state.params[n, :] = weights.head_bias
-    add_products(state.normed, weights.head, state.params)
+            normed[n, :] = x[n]
+        params[n, :] = weights.head_bias
+    add_products(normed, weights.head, params)

@@ -1,8 +1,8 @@
 """A model's weights and tables as arrays for the compiled step, and the memory that it works in.
 
 N images, P positions, d width, L decoder blocks, H heads of D features, B query blocks with memory blocks of up to M steps,
-a window of W = M + query_block steps, S source pixels. Matrices are (in, out), uint16 (the upper half of a float32, which
-is a bfloat16) if no weight of the model loses anything by it, and float32 otherwise.
+a window of W = M + query_block steps, S source pixels. Matrices are (in, out). Those of the blocks are uint16 (the upper half
+of a float32, which is a bfloat16) if no weight loses anything by it, and float32 otherwise.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Weights(NamedTuple):
     seen: np.ndarray  # (P, F) int64: sub-pixels that a step's input reads; -1 = nothing
     cells: np.ndarray  # (P, 3, f f) int64: those under the same source pixel, drawn already; (P, 3, 0) without a source
     place: np.ndarray  # (P, d): the input's position encoding
-    stem: np.ndarray  # (F, d), float32 always; PAPER_LEVELS: a table (3 levels, d) of channel and level
+    stem: np.ndarray  # (F, d); PAPER_LEVELS: a table (3 levels, d) of channel and level
     stem_bias: np.ndarray  # (d,)
     predictor: np.ndarray  # (F, 3) first guess of a pixel; (0, 3) without
     predictor_bias: np.ndarray  # (3,)
@@ -150,7 +150,7 @@ def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
         ),
         qk_gains=numbers(each(lambda b: _qk_gains(b, source) if modern else torch.ones(3, config.head_width), ())),
         last_gain=numbers(model.norm.weight) if modern else np.zeros(0, np.float32),
-        head=matrix(model.head.weight),
+        head=numbers(model.head.weight.T),
         head_bias=numbers(model.head.bias) if model.head.bias is not None else np.zeros(model.output.parameters, np.float32),
     )
 
@@ -161,21 +161,20 @@ def _qk_gains(block: nn.Module, source: bool) -> Tensor:
 
 
 def _fits_bfloat16(model: ImageTransformer) -> bool:
-    """Whether every matrix of the model is made of bfloat16 numbers, as it is when it was stored in them."""
-    matrices = (weight for weight in model.parameters() if weight.ndim == 2)
+    """Whether the matrices in the decoder's blocks are made of bfloat16 numbers, as they are when stored in them."""
+    matrices = (weight for weight in model.decoder.parameters() if weight.ndim == 2)
     return all(torch.equal(weight, weight.bfloat16().float()) for weight in matrices)
 
 
-def allocate(model: ImageTransformer, weights: Weights, context: Context, uniforms: Tensor, first: int, last: int) -> State:
-    """Memory for the images first..last-1 of a batch, with nothing drawn yet.
-
-    uniforms: (N, P, draws) float64 of the whole batch.
-    """
-    config, images = model.config, last - first
+def allocate(
+    model: ImageTransformer, weights: Weights, context: Context, uniforms: Tensor, pixels: np.ndarray, part: slice
+) -> State:
+    """Memory for the images of a batch that `part` takes. uniforms, pixels: those of the whole batch, see State."""
+    images = part.stop - part.start
+    config = model.config
     d, positions, heads, width = config.width, config.positions, config.heads, config.head_width
     layers, inner = len(weights.qkv), heads * width
     longest = weights.memory.shape[1] + model.layout.query_block
-    part = slice(first, last)
 
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros(shape, np.float32)
@@ -186,7 +185,7 @@ def allocate(model: ImageTransformer, weights: Weights, context: Context, unifor
     around, sums = context.source if context.source is not None else (None, None)
     source_kv = context.source_kv or []
     return State(
-        pixels=np.zeros((images, config.sub_pixels), np.uint8),
+        pixels=pixels[part].copy(),
         uniforms=uniforms[part].contiguous().numpy().copy(),
         label=zeros(images, d) if context.label is None else numbers(context.label.squeeze(1)),
         around=zeros(images, positions, 0) if around is None else numbers(around),

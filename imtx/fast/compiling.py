@@ -1,0 +1,30 @@
+"""How the functions of this folder are compiled, and where the code is kept from one start to the next."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from numba import config, njit
+
+
+def code_folder() -> Path:
+    """In the user's cache. Numba looks for changes in one file, and a function is made of several: so a folder a version."""
+    home = config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"  # the first is NUMBA_CACHE_DIR
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return Path(home) / "imtx" / f"compiled-{hashlib.sha256(sources).hexdigest()[:12]}"
+
+
+_FOLDER = str(code_folder())
+
+
+def compiled(*fastmath: str, **options):
+    """numba.njit for code that runs without Python's lock and is cached; fastmath: what LLVM may do to floating point."""
+
+    def decorate(function):
+        before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER  # read by njit, here and now
+        try:
+            return njit(fastmath=set(fastmath), nogil=True, cache=True, error_model="numpy", **options)(function)
+        finally:
+            config.CACHE_DIR = before
+
+    return decorate
