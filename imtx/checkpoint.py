@@ -30,7 +30,10 @@ class CheckpointError(Exception):
 
 
 def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes config.json and weights in `dtype` to `folder`, all or nothing: an old model there is replaced at the end.
+    """Writes config.json and weights to `folder`, all or nothing: an old model there is replaced at the end.
+
+    dtype: of the matrices inside the blocks. All else is stored in float32: it is little, and rounded to bfloat16 it cost
+    the bundled models 0.004 bits/dim and more, of which the matrices made less than 0.0001.
 
     Files of other names in the folder, a README.md say, stay.
     """
@@ -39,7 +42,10 @@ def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        weights = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+        weights = {
+            name: tensor.to(dtype if in_a_block(name) and tensor.ndim == 2 else torch.float32).contiguous()
+            for name, tensor in model.state_dict().items()
+        }
         save_torch_state_dict(weights, new, max_shard_size=SHARD_SIZE)
         for shard in new.iterdir():
             shard.chmod(0o644)  # safetensors writes files that only their owner can read
@@ -161,6 +167,11 @@ def _reachable(endpoint: str, seconds: float = 1.5) -> bool:
         return answers.get(timeout=seconds)
     except queue.Empty:
         return False
+
+
+def in_a_block(name: str) -> bool:
+    """Whether a weight of that name belongs to a decoder or encoder block."""
+    return name.startswith(("decoder.", "encoder."))
 
 
 def _is_weights(path: Path) -> bool:

@@ -69,9 +69,12 @@ def test_round_trip_as_bfloat16(tmp_path):
     loaded = ImageTransformer.from_pretrained(tmp_path / "half")
     for name, weight in loaded.state_dict().items():
         assert weight.dtype == torch.float32
-        assert torch.equal(weight, model.state_dict()[name].bfloat16().float()), name
+        rounded = name.startswith(("decoder.", "encoder.")) and weight.ndim == 2
+        as_it_was = model.state_dict()[name]
+        assert torch.equal(weight, as_it_was.bfloat16().float() if rounded else as_it_was), name
     half, full = (sum(path.stat().st_size for path in shards(tmp_path / n)) for n in ("half", "full"))
-    assert half < 0.6 * full
+    matrices = sum(p.numel() for blocks in (model.decoder, model.encoder) for p in blocks.parameters() if p.ndim == 2)
+    assert full - half == pytest.approx(2 * matrices, abs=200)  # headers differ by a few letters
 
 
 def test_round_trip_in_shards(sharded):
