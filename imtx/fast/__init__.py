@@ -6,6 +6,7 @@ is drawn by one thread; the images of a batch are shared out over threads, and t
 other, as compiled code runs without Python's lock.
 """
 
+import math
 import os
 import weakref
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..model import Context, ImageTransformer
 
+IMAGES_A_GROUP = 4  # as in add_products_of_4
 PIXELS_A_CALL = 32  # after so many, a generator that was closed gets to stop
 
 _packed = weakref.WeakKeyDictionary()  # model -> (state of its weights, shape, weights)
@@ -66,7 +68,10 @@ def draw_pixels(
     from .weights import allocate
 
     shape, weights = _pack(model)
-    groups = np.array_split(np.arange(len(pixels)), min(len(pixels), _threads()))
+    threads = _threads()
+    # Each thread has a share, but no more images at a time than share a weight once read: more would crowd out of the
+    # processor's cache what one step of an image leaves there for the next.
+    groups = np.array_split(np.arange(len(pixels)), max(min(len(pixels), threads), math.ceil(len(pixels) / IMAGES_A_GROUP)))
     with torch.inference_mode():
         states = [allocate(model, weights, context, uniforms, pixels, slice(g[0], g[-1] + 1)) for g in groups]
     channels, total = shape.channels, model.config.image_size**2
@@ -74,7 +79,7 @@ def draw_pixels(
     def draw_group(state, first: int, last: int) -> None:
         advance(shape, weights, state, first * channels, last * channels, known * channels, temperature)
 
-    with ThreadPoolExecutor(len(groups)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         done = 0
         while done < total:
             due = known if done < known else min(known + ((done - known) // every + 1) * every, total)
@@ -103,4 +108,6 @@ def _pack(model: ImageTransformer) -> tuple:
 def _threads() -> int:
     """As many as there are processors for this process, or OMP_NUM_THREADS if that is set, as PyTorch has it."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
