@@ -208,8 +208,9 @@ def test_own_words_stand_at_the_end_and_the_usage_runs(dry, here, monkeypatch):
 def test_weights_stored_as_bfloat16_are_the_ones_measured(dry, here, refusal, tmp_path):
     folder = dry("generator", *OWN, "--data", "images.parquet", "--dtype", "bf16")
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"BF16"}
-    assert cell(folder, "Parameters") == "20,420, stored as bfloat16"
+        kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}
+    assert kinds["decoder.0.ffn.up.weight"] == "BF16" and kinds["head.weight"] == "F32"
+    assert cell(folder, "Parameters") == "20,420, stored as bfloat16 (matrices of the blocks) and float32"
     full = dry("generator", *OWN, "--data", "images.parquet", name="full")
     assert Entry.read(folder / "README.md").evaluation != Entry.read(full / "README.md").evaluation
     evaluation = {"bits_per_dim": 3.0, "likelihood": "p(image)", "images": 9, "parameters": 20420}

@@ -1,18 +1,22 @@
 """The folders that a training run can be resumed from, each complete under its name or not there.
 
     step-00001000/raw, step-00001000/ema   the trained weights and their moving average: ordinary model folders, in float32
-    step-00001000/*                        accelerate's: optimizers, random states of each process, progress, fp16's scaler
+    step-00001000/*                        accelerate's: optimizers, random states of each process, progress, fp16's scaler;
+                                           under FSDP the weights once more, which it insists on
     before-decay/                          the same, of the step at which the rate began to fall
 """
 
+import copy
 import os
 import shutil
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import set_seed
 
 from averaging import difference, open_model
 from imtx import ImageTransformer
+from processes import whole
 
 
 class Checkpoints:
@@ -67,8 +71,22 @@ class Checkpoints:
         return self.folder / name
 
     def load(self, folder: Path) -> None:
-        """Puts weights, optimizers, random states and progress back, bit for bit."""
+        """Puts weights, optimizers and progress back, bit for bit, and the random states of the processes that there were."""
+        sharded = any(folder.glob("pytorch_model_fsdp*"))
+        if sharded != (self.accelerator.distributed_type == DistributedType.FSDP):
+            raise SystemExit(f"--resume: {folder} was saved {'with' if sharded else 'without'} FSDP, go on with it likewise.")
+        saved = {name: open_model(folder / name) for name in self.models}  # draws numbers: before random states come back
+        for name, model in self.models.items():
+            if found := difference(saved[name].config, model.config):
+                field, there, here = found
+                raise SystemExit(f"--resume: {field} is {there!r} in {folder / name} and {here!r} in the preset by now.")
+        number = self.accelerator.process_index
+        if not (folder / f"random_states_{number}.pkl").exists():  # of which accelerate would say nothing
+            set_seed(number)  # more processes than there were: dropout is all that this is for
         self.accelerator.load_state(str(folder))
+        for name, model in self.models.items():
+            if name == "ema" or not sharded:  # cut-up weights accelerate has put back itself
+                model.load_state_dict(saved[name].state_dict())
 
     def forget_after(self, step: int) -> None:
         """Removes the future of a run that now takes another way; "latest" must not find it."""
@@ -85,16 +103,13 @@ class Checkpoints:
     def _save_weights(self, wrapped: list, weights: list[dict], folder: str) -> None:
         """accelerate's hook before it saves: it writes the state dicts left in `weights`, to a file of its own."""
         weights.clear()
-        if self.accelerator.is_main_process:
-            for name, model in self.models.items():
-                model.save_pretrained(Path(folder) / name)
+        for name, model in self.models.items():
+            state = {key: whole(weight) for key, weight in model.state_dict().items()}  # a gathering, under FSDP
+            if self.accelerator.is_main_process:
+                plain = copy.deepcopy(self.models["ema"])
+                plain.load_state_dict(state)
+                plain.save_pretrained(Path(folder) / name)
 
     def _load_weights(self, wrapped: list, folder: str) -> None:
-        """accelerate's hook before it loads: it fills the modules left in `wrapped`. Random states come after this."""
+        """accelerate's hook before it loads: it fills the modules left in `wrapped`."""
         wrapped.clear()
-        for name, model in self.models.items():
-            saved = open_model(Path(folder) / name)
-            if found := difference(saved.config, model.config):
-                field, there, here = found
-                raise SystemExit(f"--resume: {field} is {there!r} in {folder} and {here!r} in the preset by now.")
-            model.load_state_dict(saved.state_dict())

@@ -4,6 +4,9 @@ The figure is the negative log-likelihood in bits, over all images, each counted
 sub-pixels: of p(image), of p(image | class) for a model with classes and labelled data, and of p(high | low) for a
 super-resolution model, where low is the image reduced by area means. The same with labels or sources shuffled tells
 whether the model listens to them. The last line of output is one JSON object.
+
+Several processes share the images and find the same figures: `accelerate launch train/evaluate.py ...`, or on CPUs
+`ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 train/evaluate.py ...`.
 """
 
 import argparse
@@ -15,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, with nothing installed
 
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 import data
@@ -22,6 +26,7 @@ from averaging import average, open_model
 from files import part, write_whole
 from imtx import ImageTransformer, draw
 from likelihood import bits, bits_per_dim, breakdown, measure, sources_of
+from processes import check_launch, our_share, rank, summed
 
 SAMPLES = 64  # for the consistency of a super-resolution model
 
@@ -66,24 +71,30 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def consistency_rmse(model: ImageTransformer, images: data.Images, batch_size: int = 16) -> float:
     """How well samples keep to their sources: RMSE in levels (0..255) between a sample's area means and the source.
 
-    One sample an image, at temperature 1, with the image's index as seed; rounded area means, as the sources are.
+    One sample an image, at temperature 1, with the image's index as seed; rounded area means, as the sources are. Several
+    processes share the batches.
     """
     size = model.config.source_size
-    sources, squares = sources_of(images, size), 0
-    for batch in tqdm(torch.arange(len(images)).split(batch_size), desc="samples", disable=None, leave=False):
+    sources, squares = sources_of(images, size), torch.zeros((), dtype=torch.int64)
+    batches = our_share(torch.arange(len(images)).split(batch_size))
+    for batch in tqdm(batches, desc="samples", disable=True if rank() else None, leave=False):
         drawn = draw(model, batch.tolist(), sources=sources[batch])
         reduced = sources_of(data.Images(drawn, None), size)
-        squares += (reduced.long() - sources[batch].long()).square().sum().item()
-    return (squares / sources.numel()) ** 0.5
+        squares += (reduced.long() - sources[batch].long()).square().sum()
+    return (summed(squares, model.order.device).item() / sources.numel()) ** 0.5
 
 
-def prepare_breakdown(file: Path) -> None:
-    """Raises SystemExit with a sentence if `file` cannot be written: better now than after an evaluation of hours."""
+def write_breakdown(file: Path, parts: dict | None = None) -> None:
+    """Raises SystemExit with a sentence if `file` cannot be written. Without `parts` it only tries: better now than after
+    an evaluation of hours."""
     try:
         if file.is_dir():
             raise IsADirectoryError(0, "it is a folder")
-        part(file).touch()
-        part(file).unlink()
+        if parts is None:
+            part(file).touch()
+            part(file).unlink()
+        else:
+            write_whole(file, json.dumps(parts) + "\n")
     except OSError as error:
         raise SystemExit(f"--breakdown: {file} cannot be written: {error.strerror}.") from error
 
@@ -100,8 +111,11 @@ def save_average(model: ImageTransformer, folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    if args.breakdown is not None:
-        prepare_breakdown(args.breakdown)
+    accelerator = Accelerator()
+    check_launch(accelerator)
+    main_process = accelerator.is_main_process
+    if args.breakdown is not None and main_process:
+        write_breakdown(args.breakdown)
     model = open_model(args.checkpoint) if args.average is None else average(args.average)
     config = model.config
     if args.samples and not config.source_size:
@@ -112,12 +126,12 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit("--no-class is for models with classes: this one has none.")
         images = data.Images(images.pixels, None)
     elif config.classes and images.labels is None:
-        print("The data has no labels: evaluated with no class.")
+        accelerator.print("The data has no labels: evaluated with no class.")
     elif config.classes:
         images = data.match_labels(images, config.classes, args.data)
-    if args.save is not None:
+    if args.save is not None and main_process:
         save_average(model, args.save)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(accelerator.device)
 
     condition = "source" if config.source_size else "label" if config.classes and images.labels is not None else None
     started = time.time()
@@ -136,11 +150,15 @@ def main(argv: list[str] | None = None) -> None:
     result["parameters"] = sum(p.numel() for p in model.parameters())
     if args.average is not None:
         result["averaged_models"] = len(args.average)
+    result["num_processes"] = accelerator.num_processes
     result["images_per_second"] = round(len(images) / seconds, 2)
+    accelerator.end_training()  # leaves the others in good order: only the main process has something to tell
+    if not main_process:
+        return
 
     if args.breakdown is not None:
         parts = breakdown(model, images, nats)
-        write_whole(args.breakdown, json.dumps(parts) + "\n")
+        write_breakdown(args.breakdown, parts)
         for name, of_class in parts.get("per_class", {}).items():
             print(f"{name:>32}  {of_class['bits_per_dim']:.4f}  of {of_class['images']:,} images")
     for name, value in result.items():

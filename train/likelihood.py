@@ -1,4 +1,7 @@
-"""Exact likelihoods of a model: the nats of every image and of every step, from one pass in which each image counts once."""
+"""Exact likelihoods of a model: the nats of every image and of every step, from one pass in which each image counts once.
+
+Several processes share the pass, if the script was launched so: all of them call, and all get the same figures.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from tqdm import tqdm
 from data import Images
 from imtx import ImageTransformer
 from imtx.images import area_means
+from processes import our_share, rank, summed
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ def sources_of(images: Images, source_size: int) -> Tensor | None:
 def measure(model: ImageTransformer, images: Images, batch_size: int = 16, shuffle: bool = False) -> Nats:
     """The nats of all images, with their labels or sources if the model takes any.
 
-    With `shuffle`, each image gets the label or source of the image before it in a fixed random order.
+    With `shuffle`, each image gets the label or source of the image before it in a fixed random order. Processes share
+    batches, not images: a batch of other images would round otherwise in float32.
     """
     config, device = model.config, model.order.device
     sources, labels = sources_of(images, config.source_size), images.labels if config.classes else None
@@ -40,13 +45,15 @@ def measure(model: ImageTransformer, images: Images, batch_size: int = 16, shuff
         other = torch.empty_like(order)
         other[order] = order.roll(1)
         sources, labels = (None if t is None else t[other] for t in (sources, labels))
-    of_images, of_steps = [], torch.zeros(config.positions, dtype=torch.float64)
-    for batch in tqdm(torch.arange(len(images)).split(batch_size), desc="evaluate", disable=None, leave=False):
+    of_images = torch.zeros(len(images), dtype=torch.float64)
+    of_steps = torch.zeros(config.positions, dtype=torch.float64)
+    batches = our_share(torch.arange(len(images)).split(batch_size))
+    for batch in tqdm(batches, desc="evaluate", disable=True if rank() else None, leave=False):
         label, source = (None if t is None else t[batch].to(device) for t in (labels, sources))
-        nats = -model.log_prob(images.pixels[batch].to(device), label, source).double().cpu()  # (n, P)
-        of_images.append(nats.sum(dim=1))
+        nats = -model.log_prob(images.pixels[batch].to(device), label, source).cpu().double()  # (n, P)
+        of_images[batch] = nats.sum(dim=1)
         of_steps += nats.sum(dim=0)
-    return Nats(torch.cat(of_images), of_steps)
+    return Nats(summed(of_images, device), summed(of_steps, device))
 
 
 def bits_per_dim(model: ImageTransformer, images: Images, **options) -> float:

@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from processes import whole
+
 DECAY_SHARE = 0.15  # of the budget, at its end
 
 
@@ -56,7 +58,7 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         decay = min(self.decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        torch._foreach_lerp_(list(self.model.parameters()), [whole(p) for p in model.parameters()], 1 - decay)
 
 
 def batch_indices(step: int, batch_size: int, images: int, seed: int) -> torch.Tensor:

@@ -1,8 +1,14 @@
-"""How many processes there are, and how many were asked for."""
+"""How many processes there are, how many were asked for, and how they share work.
+
+The processes are those of torch.distributed once an Accelerator has been made, and one alone before.
+"""
 
 import os
+from collections.abc import Sequence
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import Tensor, distributed
 
 
 def check_launch(accelerator: Accelerator) -> None:
@@ -15,3 +21,48 @@ def check_launch(accelerator: Accelerator) -> None:
             "Several processes were asked for, and each would work on its own. On CPUs launch them with: "
             "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 SCRIPT ..."
         )
+
+
+def check_sharding(accelerator: Accelerator, optimizer: str) -> None:
+    """With FSDP: refuses what accelerate would do otherwise than asked, and keeps the weights in float32.
+
+    accelerate would cast all of the model to the precision of --mixed-precision, the head and the loss too, in which
+    bfloat16 is off by a level; autocast knows better, and is left to the trainer.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if accelerator.distributed_type != DistributedType.FSDP:
+        raise SystemExit(
+            "FSDP was asked for: accelerate shards on GPUs alone, and here would keep all of the model in every process. "
+            "Leave FSDP out, and launch as train/configs/many-gpus.yaml does, or on CPUs with ACCELERATE_USE_CPU=true torchrun."
+        )
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2 or plugin.auto_wrap_policy is not None:
+        raise SystemExit("FSDP: only version 2 with NO_WRAP is supported, as in train/configs/fsdp.yaml.")
+    if optimizer == "muon":
+        raise SystemExit("FSDP: accelerate saves one optimizer, and Muon comes with a second one: --optimizer adamw or paper.")
+    plugin.mixed_precision_policy = None
+
+
+def rank() -> int:
+    """This process's number, 0 for the main one."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def our_share(items: Sequence) -> Sequence:
+    """Every item is in one process's share: this one's number, and each so many after it; perhaps none."""
+    return items[rank() :: distributed.get_world_size()] if distributed.is_initialized() else items
+
+
+def summed(ours: Tensor, device: torch.device) -> Tensor:
+    """The sum over all processes, which all call this, on the CPU; by way of `device`, as NCCL knows no other."""
+    if not distributed.is_initialized():
+        return ours
+    everyones = ours.to(device, copy=True)
+    distributed.all_reduce(everyones)
+    return everyones.cpu()
+
+
+def whole(weight: Tensor) -> Tensor:
+    """All of a weight that FSDP has cut up (a DTensor), for which all processes call this; any other as it is."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # to import DTensor takes a second

@@ -33,9 +33,9 @@ from imtx.checkpoint import find
 from imtx.images import save_png
 from publishing import hub
 from publishing.card_text import body
-from publishing.cards import Entry, task_of
+from publishing.cards import Entry, binding, task_of
 from publishing.known_data import KNOWN, Data, Licence
-from publishing.records import Evaluation, Training, read_text
+from publishing.records import Evaluation, Training, origin, read_text
 from publishing.sheets import COLUMNS, sample_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,21 +86,30 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def described(args: argparse.Namespace) -> tuple[Data, Licence]:
-    """The data and the weights' licence. Raises SystemExit with a sentence for what only a person can tell and did not."""
+def described(args: argparse.Namespace, init: str | None, init_licence: dict | None) -> tuple[Data, Licence]:
+    """The data and the weights' licence. Raises SystemExit with a sentence for what only a person can tell and did not.
+
+    init, init_licence: what the weights were trained on from, if known: like the data, it may leave no choice.
+    """
     known = KNOWN.get(re.sub(r"\W", "", args.data_name.lower()))  # "CIFAR-10" is cifar10
     if known and args.data_licence:
         raise SystemExit(f"--data-licence: that of {known.name} is known, leave it out.")
     if not known and not args.data_licence:
         raise SystemExit("--data-licence: say in a sentence whose the pictures are, or under which licence.")
     used = known or Data(name=args.data_name, licence=args.data_licence)
-    if used.weights and args.licence:
-        raise SystemExit(f"--licence: {used.name} leaves no choice, weights are {used.weights.text.replace('*', '')}.")
-    if not used.weights and not args.licence:
+    bound = {used.name: used.weights, init: binding(init_licence)}
+    bound = {name: asked for name, asked in bound.items() if asked}
+    for name, asked in bound.items():
+        if args.licence:
+            raise SystemExit(f"--licence: {name} leaves no choice, weights are {asked.text.replace('*', '')}. Leave it out.")
+    if len({(asked.id, asked.name) for asked in bound.values()}) > 1:
+        asked = ", and ".join(f"{name} asks for {licence.text.replace('*', '')}" for name, licence in bound.items())
+        raise SystemExit(f"No licence fits these weights: {asked}. Start from others, or train a --preset.")
+    if not bound and not args.licence:
         raise SystemExit("--licence: choose one for the weights, apache-2.0 say.")
     if used.people and args.show_data:
         raise SystemExit(f"--show-data: the pictures of {used.name} are of people and are not shown.")
-    return used, used.weights or Licence(id=args.licence, text=f"`{args.licence}`")
+    return used, next(iter(bound.values()), None) or Licence(id=args.licence, text=f"`{args.licence}`")
 
 
 def figures(args: argparse.Namespace, folder: Path, model: ImageTransformer) -> Evaluation | None:
@@ -118,10 +127,11 @@ def figures(args: argparse.Namespace, folder: Path, model: ImageTransformer) -> 
 
 def build(args: argparse.Namespace, folder: Path) -> None:
     """Writes all that is published to the new `folder`: the same files, byte for byte, whenever it is called."""
-    used, licence = described(args)
-    about = None if args.about is None else read_text(args.about)
     model = open_model(args.checkpoint)
     source, config = find(args.checkpoint), model.config
+    init, init_licence = origin(source) or (None, None)
+    used, licence = described(args, init, init_licence)
+    about = None if args.about is None else read_text(args.about)
     if args.show_data and not config.source_size:
         raise SystemExit("--show-data is for super-resolution models.")
     if config.source_size and args.data is None and not used.people:
@@ -144,13 +154,18 @@ def build(args: argparse.Namespace, folder: Path) -> None:
     stored.to("cuda" if torch.cuda.is_available() else "cpu")
     pixels, caption = sample_sheet(stored, images, args.temperature, args.show_data, pictures)
     save_png(pixels, folder / "samples.png")
-    preset = training.preset if training else next((name for name in PRESETS if PRESETS[name] == config), None)
+    preset = training.preset if training else None
+    if not training and not init:
+        preset = next((name for name in PRESETS if PRESETS[name] == config), None)
     entry = Entry(
         hub_id=args.repo, task=task_of(config), preset=preset, parameters=sum(p.numel() for p in stored.parameters()),
         dtype=str(DTYPES[args.dtype]).removeprefix("torch."), data=used.name, data_note=args.data_note, dataset=used.hub_id,
         licence=licence.id, licence_name=licence.name, licence_link=licence.link, evaluation=evaluation,
+        init=init,
     )
-    text = body(entry, config, training, used, licence, caption=caption, title=args.title, about=about)
+    text = body(
+        entry, config, training, used, licence, caption=caption, title=args.title, about=about, init_licence=init_licence
+    )
     (folder / "README.md").write_text(entry.front_matter() + text, encoding="utf-8")
 
 

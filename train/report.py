@@ -4,10 +4,12 @@ import importlib.util
 import json
 import math
 import time
+from functools import wraps
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from data import Images
@@ -23,6 +25,28 @@ def require_tracker(name: str | None) -> None:
     """accelerate only warns of a tracker whose package is missing, and logs nothing: here it is an error."""
     if name == "tensorboard" and not any(importlib.util.find_spec(package) for package in ("tensorboard", "tensorboardX")):
         raise SystemExit("--track tensorboard: the package is not installed. pip install tensorboard")
+
+
+def in_a_sentence(method):
+    """A method of a Run that writes files: a full disk and the like end it with SystemExit and a sentence.
+
+    On this process; of several, the launcher ends the others.
+    """
+
+    @wraps(method)
+    def told(run):
+        try:
+            return method(run)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+        except RuntimeError as error:
+            if "inline_container" not in str(error):  # which is where torch.save cannot write
+                raise
+            reason = "torch.save failed, is the disk full?"
+        raise SystemExit(f"{run.args.output} cannot be written to: {reason}. Checkpoints in it are whole: --resume latest "
+                         "goes on from the last one.")
+
+    return told
 
 
 class Report:

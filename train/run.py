@@ -17,17 +17,18 @@ from torch import nn
 import data
 from checkpoints import Checkpoints
 from files import write_whole
-from imtx import PRESETS, ImageTransformer
+from imtx import ImageTransformer
 from likelihood import bits_per_dim, sources_of
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
-from processes import check_launch
+from processes import check_launch, check_sharding
 from publishing import provenance
-from publishing.records import Training
-from report import Report, require_tracker
+from publishing.records import RUN, Training
+from report import Report, in_a_sentence, require_tracker
+from start import Start
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
 # What a resumed run must have as it was; budget, rate and precision may change.
-SETTINGS = ("preset", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
+SETTINGS = ("preset", "init", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
 RECORD = "training.json"  # what a finished run leaves for the model card
 LOSSES_A_LINE = 50  # steps between two lines of the log
 
@@ -82,13 +83,20 @@ class Run:
         project = ProjectConfiguration(project_dir=str(args.output), logging_dir=str(args.output))
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.track, project_config=project)
         check_launch(self.accelerator)
+        check_sharding(self.accelerator, args.optimizer)
         check_batch(self.accelerator, args)
         set_seed(args.seed)
-        images = data.load(args.data, args.split, PRESETS[args.preset], **data.options(args))
-        self.config = data.with_classes(PRESETS[args.preset], images)
+        self.start = Start.of(args)
+        images = data.load(args.data, args.split, self.start.config, **data.options(args))
+        self.config = data.with_classes(self.start.config, images)
+        self.labels = None if images.labels is None else list(images.classes or self.config.classes)  # what theirs stand for
         images = data.match_labels(images, self.config.classes, args.data)
+        if args.validation is None:
+            most = 1000 if args.preset and args.preset.startswith("faces") else 2000
+            args.validation = data.validation_size(len(images), most)
         self.images, self.held_out = data.hold_out(images, args.validation)
         self.model = ImageTransformer(self.config)
+        self.start.into(self.model)
         self.average = Average(self.model, args.ema)
         self.progress = Progress()
         self.likelihood, *self.optimizers = self.accelerator.prepare(
@@ -111,8 +119,8 @@ class Run:
 
     def claim_output(self) -> None:
         """Refuses a folder with another run in it, and to resume a run with settings that change what it computes."""
-        args, note = self.args, self.args.output / "run.json"
-        settings = {name: getattr(args, name) for name in SETTINGS}
+        args, note = self.args, self.args.output / RUN
+        settings = {name: getattr(args, name) for name in SETTINGS} | {"labels": self.labels}
         try:
             (args.output / "samples").mkdir(parents=True, exist_ok=True)
             if args.resume is None:
@@ -120,14 +128,22 @@ class Run:
                     raise SystemExit(
                         f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder."
                     )
-                write_whole(note, json.dumps(settings) + "\n")
+                write_whole(note, json.dumps(settings | {"init_licence": self.start.licence}) + "\n")
             self.checkpoints.tidy()
         except OSError as error:
             raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
         before = json.loads(note.read_text()) if note.exists() else settings
-        for name, value in settings.items():
-            if before[name] != value:
-                raise SystemExit(f"--resume: this run has --{name.replace('_', '-')} {before[name]}, not {value}.")
+        before = {"init": None, "labels": self.labels} | before  # which older runs did not note
+        for name in SETTINGS:
+            there, here = f"--{name.replace('_', '-')} {before[name]}", settings[name]
+            if None in (before[name], here):  # one of --preset and --init stands in for the other
+                there, here = (f"--{n} {s[n]}" for s in (before, settings) for n in ("preset", "init") if s[n])
+            if before[name] != settings[name]:
+                raise SystemExit(f"--resume: this run has {there}, not {here}.")
+        if before["labels"] != self.labels:
+            both = before["labels"], self.labels
+            there, here = ("none" if names is None else ", ".join(names) or "unnamed" for names in both)
+            raise SystemExit(f"--resume: the labels of this run's data are {there}; those of {args.data} are {here}.")
         for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which now goes on
             (folder / RECORD).unlink(missing_ok=True)
 
@@ -165,7 +181,8 @@ class Run:
             # Gradients are shared out among the processes once, with the last part.
             sync = nullcontext() if i + 1 == len(parts) else self.accelerator.no_sync(self.likelihood)
             with sync:
-                nats = self.compiled(*part)
+                with self.accelerator.autocast():  # accelerate puts it into the forward by itself, but for FSDP
+                    nats = self.compiled(*part)
                 bits = nats.mean() * nats[0].numel() / (math.log(2) * self.config.sub_pixels) / len(parts)  # bits/dim
                 self.accelerator.backward(bits)
             loss += bits.detach()
@@ -199,10 +216,13 @@ class Run:
 
     # ---- the loop ------------------------------------------------------------------------------------------
 
+    @in_a_sentence
     def train(self) -> None:
         args, progress = self.args, self.progress
         if args.resume is not None:
             self.resume()
+        else:
+            set_seed(args.seed, device_specific=True)  # weights are the same in all processes, dropout is not
         self.report.begin(progress.step, progress.seconds, args.max_steps)
         since = time.time()
         while progress.share(args) < 1:
@@ -242,6 +262,7 @@ class Run:
         self.save_model()
         self.report.samples(self.progress.step, self.average.model, self.held_out)
 
+    @in_a_sentence
     def finish(self) -> dict:
         self.save_checkpoint()
         self.save_model()
@@ -262,8 +283,9 @@ class Run:
     def save_record(self, validation: float) -> None:
         args, progress, accelerator = self.args, self.progress, self.accelerator
         record = Training(
-            command=shlex.join(["python", *sys.argv]), preset=args.preset, data=args.data, images=len(self.images),
-            steps=progress.step, batch_size=args.batch_size, images_seen=progress.step * args.batch_size, seed=args.seed,
+            command=shlex.join(["python", *sys.argv]), preset=args.preset, init=args.init, init_licence=self.start.licence,
+            data=args.data, images=len(self.images), steps=progress.step, batch_size=args.batch_size,
+            images_seen=progress.step * args.batch_size, seed=args.seed,
             minutes=progress.seconds / 60, hardware=provenance.hardware(accelerator.device, accelerator.num_processes),
             precision=args.mixed_precision, commit=self.commit, validation_bits_per_dim=validation,
             validation_images=len(self.held_out), curve=progress.curve,

@@ -1,4 +1,4 @@
-"""Trains a preset: python train/train.py --preset tiny --data FOLDER --output DIR --max-steps 200.
+"""Trains a preset, or trains a model on: python train/train.py --preset tiny --data FOLDER --output DIR --max-steps 200.
 
 Runs on a CPU or on one GPU as it is. OUTPUT/model is the moving average of the weights, which
 `ImageTransformer.from_pretrained` reads; OUTPUT/checkpoints holds what a resumed run needs (and, in each, the model folders
@@ -17,24 +17,36 @@ import data
 from imtx import PRESETS
 from run import Run
 
+# Of fresh weights, and of others that are trained on: these have little to lose to a gradient's first steps, and few to take.
+RATES, WARMUPS = (4e-3, 1e-3), (100, 20)
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
+    begin = parser.add_mutually_exclusive_group(required=True)
+    begin.add_argument("--preset", choices=sorted(PRESETS), help="begin with fresh weights, in this configuration")
+    begin.add_argument(
+        "--init", metavar="MODEL", help="begin with the weights of a model folder, bundled name or Hub id. It gets the "
+        "classes of the data, none if those have none; one that has none already stays so",
+    )
     data.add_options(parser, split="train")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--max-steps", type=int, help="the budget, in optimizer steps")
     parser.add_argument("--max-minutes", type=float, help="the budget, in minutes of training; whichever ends first")
-    parser.add_argument("--validation", type=int, help="hold out the last N training images (2000; faces presets 1000)")
+    parser.add_argument(
+        "--validation", type=int, metavar="N",
+        help="hold out the last N training images (a tenth, at most 2000; faces presets at most 1000)",
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="images a step, over all processes")
     parser.add_argument("--accumulate", type=int, default=1, help="parts that a process does its share of a step in")
     parser.add_argument("--optimizer", default="muon", choices=("muon", "adamw", "paper"), help="paper: Adam as in T2T")
-    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak rate")
+    peak = "peak rate ({:g}; with --init {:g})".format(*RATES)
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help=peak)
     parser.add_argument(
         "--schedule", default="constant", choices=("constant", "cosine", "paper"),
         help="of the rate after warm-up: constant, then to zero over the last 15 %% of the budget; cosine to zero; 1/sqrt(step)",
     )
-    parser.add_argument("--warmup", type=int, default=100, help="steps")
+    parser.add_argument("--warmup", type=int, metavar="N", help="steps ({}; with --init {})".format(*WARMUPS))
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the moving average of the weights")
@@ -50,8 +62,9 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.max_steps is None and args.max_minutes is None:
         parser.error("Give a budget: --max-steps, --max-minutes or both.")
-    if args.validation is None:
-        args.validation = 1000 if args.preset.startswith("faces") else 2000
+    given = args.init is not None
+    args.learning_rate = RATES[given] if args.learning_rate is None else args.learning_rate
+    args.warmup = WARMUPS[given] if args.warmup is None else args.warmup
     above_0 = "max_steps max_minutes batch_size accumulate validation learning_rate warmup clip every keep validate_on"
     for name in above_0.split():
         value = getattr(args, name)

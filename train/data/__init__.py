@@ -105,7 +105,14 @@ def find(data: str, split: str, image_column: str | None = None, label_column: s
 
 
 def with_classes(config: Config, images: Images) -> Config:
-    """The configuration with the data's own class names, if it has classes and the data names any."""
+    """The configuration of a model to train on the images: with their class names, if it has classes and they name any.
+
+    On images without labels no class would be learned: there it has none, and a line says so.
+    """
+    if config.classes and images.labels is None:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print("The data have no labels, by column or by folder: the model is trained without classes.", file=sys.stderr)
+        return replace(config, classes=())
     if not config.classes or not images.classes:
         return config
     try:
@@ -147,10 +154,17 @@ def match_labels(images: Images, classes: tuple[str, ...], data: str) -> Images:
     return Images(images.pixels, numbers[images.labels], classes)
 
 
+def validation_size(images: int, most: int) -> int:
+    """How many images to hold out unless told: `most`, or a tenth where that is less; at least 1."""
+    return max(1, min(most, images // 10))
+
+
 def hold_out(images: Images, count: int) -> tuple[Images, Images]:
     """All but the last `count` images, and these. Raises SystemExit if that leaves none, or leaves out a class."""
     if count >= len(images):
-        raise SystemExit(f"--validation {count} leaves none of the {len(images)} images to train on.")
+        raise SystemExit(
+            f"--validation {count} leaves none of the {len(images)} images to train on: lower it, or give more images."
+        )
     if images.labels is not None:
         classes, runs = len(images.labels.unique()), 1 + int(images.labels.diff().count_nonzero())
         if runs == classes and 1 < classes < len(images):

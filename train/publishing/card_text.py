@@ -16,18 +16,18 @@ LIMITS = {
 
 def body(
     entry: Entry, config: Config, training: Training | None, data: Data, licence: Licence, *, caption: str,
-    title: str | None = None, about: str | None = None,
+    title: str | None = None, about: str | None = None, init_licence: dict | None = None,
 ) -> str:
     """The card's Markdown below its front matter.
 
-    caption: under samples.png. about: Markdown of the author's own, at the end.
+    caption: under samples.png. init_licence: of the weights that were trained on, if any and if known: see `licence_of`. about: Markdown of the author's own, at the end.
     What was not recorded or measured is said to be so.
     """
     limits = " ".join(text for text in (LIMITS[entry.task], data.limits) if text)
-    cells = {name: cell.replace("|", r"\|") for name, cell in table(entry, training, data, licence).items()}
+    cells = {name: cell.replace("|", r"\|") for name, cell in table(entry, training, data, licence, init_licence).items()}
     rows = "\n".join(f"| {name} | {cell} |" for name, cell in cells.items())
     parts = [
-        f"# {entry.name}: {title or default_title(config, data)}",
+        f"# {entry.name}: {title or default_title(entry, config, data)}",
         architecture(config),
         f"![Samples](samples.png)\n\n{caption}",
         f"With `imtx` installed:\n\n```python\n{usage(entry.hub_id, config)}\n```",
@@ -39,10 +39,10 @@ def body(
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def default_title(config: Config, data: Data) -> str:
+def default_title(entry: Entry, config: Config, data: Data) -> str:
     size, source = config.image_size, config.source_size
     what = f"{source}x{source} to {size}x{size}" if source else f"{size}x{size} pictures"
-    return f"{what}, trained on {data.name}"
+    return f"{what}, fine-tuned from {entry.init} on {data.name}" if entry.init else f"{what}, trained on {data.name}"
 
 
 def architecture(config: Config) -> str:
@@ -84,10 +84,13 @@ def usage(hub_id: str, config: Config) -> str:
     )
 
 
-def table(entry: Entry, training: Training | None, data: Data, licence: Licence) -> dict[str, str]:
+def table(
+    entry: Entry, training: Training | None, data: Data, licence: Licence, init_licence: dict | None
+) -> dict[str, str]:
     """Name of a row -> its cell, before bars are escaped."""
     about = f"{data.name} ({data.citation})" if data.citation else data.name
     about += f", {entry.data_note}" if entry.data_note else ""
+    stored = "bfloat16 (matrices of the blocks) and float32" if entry.dtype == "bfloat16" else entry.dtype
     run = dict.fromkeys(("Command", "Steps", "Hardware", "Commit"), "not recorded")
     if training:
         about += f": {training.images:,} training images, {training.validation_images:,} held out for validation"
@@ -114,10 +117,17 @@ def table(entry: Entry, training: Training | None, data: Data, licence: Licence)
                 "reduced to the size of the source, and their sources"
             )
         measured["Measured with"] = f"`python train/evaluate.py --checkpoint {entry.hub_id} --data DATA`, float32"
+    started = {}
+    if entry.init:
+        started["Started from"] = f"fine-tuned from `{entry.init}`, " + (
+            f"whose licence is `{init_licence['name'] or init_licence['id']}`; its card tells what that was trained on"
+            if init_licence else "whose licence is not recorded: it may bind these weights too"
+        )
     return {
         "Data": about,
+        **started,
         "Licence": f"weights: {licence.text}; data: {data.licence}",
-        "Parameters": f"{entry.parameters:,}, stored as {entry.dtype}",
+        "Parameters": f"{entry.parameters:,}, stored as {stored}",
         **run,
         "Bits/dim": figures,
         **measured,

@@ -8,15 +8,49 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .known_data import KNOWN, Licence
 from .records import Evaluation, check_types, read_text
 from imtx import Config
 
 GENERATION, SUPER_RESOLUTION = "generation", "super-resolution"
 PIPELINES = {GENERATION: "unconditional-image-generation", SUPER_RESOLUTION: "image-to-image"}  # the Hub's names of tasks
 
+FREE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0", "cc-by-4.0", "unlicense"}  # as to what is made
+
 
 def task_of(config: Config) -> str:
     return SUPER_RESOLUTION if config.source_size else GENERATION
+
+
+def facts(card: Path) -> dict:
+    """Of any model's card. Raises SystemExit with a sentence if it cannot be read."""
+    try:
+        return ModelCard(read_text(card)).data.to_dict()
+    except (yaml.YAMLError, ValueError) as error:
+        raise SystemExit(f"{card}: its front matter cannot be read: {error}") from error
+
+
+def licence_of(card: Path) -> dict[str, str | None] | None:
+    """"id", "name" and "link" of the weights that a card is about, in the Hub's words; None if it names no licence."""
+    found = facts(card)
+    named = {part: found.get(f"license{key}") for part, key in (("id", ""), ("name", "_name"), ("link", "_link"))}
+    if isinstance(named["id"], list):  # which the Hub allows
+        named["id"] = ", ".join(named["id"])
+    return named if named["id"] else None
+
+
+def binding(licence: dict[str, str | None] | None) -> Licence | None:
+    """The licence of weights that were trained on from others with this one; None if it leaves their author the choice.
+
+    What is not known to leave it is taken on as it is.
+    """
+    if licence is None or licence["id"] in FREE:
+        return None
+    for data in KNOWN.values():
+        if data.weights and (data.weights.id, data.weights.name) == (licence["id"], licence["name"]):
+            return data.weights
+    named = licence["name"] or licence["id"]
+    return Licence(id=licence["id"], text=f"`{named}`", name=licence["name"], link=licence["link"])
 
 
 @dataclass(frozen=True)
@@ -35,6 +69,7 @@ class Entry:
     licence_name: str | None  # if that is "other"
     licence_link: str | None
     evaluation: Evaluation | None  # None: not measured
+    init: str | None = None  # the model that was trained on; None: none, or not recorded
 
     def __post_init__(self):
         check_types(self)
@@ -48,7 +83,7 @@ class Entry:
     def front_matter(self) -> str:
         """YAML with the Hub's own fields and, under `imtx`, what it has none for; with the lines of dashes around it."""
         names = ("hub_id", "task", "preset", "parameters", "dtype", "data", "data_note")
-        own = {name: getattr(self, name) for name in names}
+        own = {name: getattr(self, name) for name in names} | ({"init": self.init} if self.init else {})
         figures = self.evaluation and dataclasses.asdict(self.evaluation)
         own["evaluation"] = figures and {name: value for name, value in figures.items() if value is not None}
         data = ModelCardData(
@@ -87,10 +122,7 @@ class Entry:
     @classmethod
     def read(cls, card: Path) -> "Entry":
         """Raises SystemExit with a sentence for a file that is no card of publish.py."""
-        try:
-            found = ModelCard(read_text(card)).data.to_dict()
-        except (yaml.YAMLError, ValueError) as error:
-            raise SystemExit(f"{card}: its front matter cannot be read: {error}") from error
+        found = facts(card)
         if not isinstance(own := found.get("imtx"), dict):
             raise SystemExit(f"{card} has no `imtx` in its front matter: it is no card of train/publish.py.")
         licence = {f"licence{part}": found.get(f"license{part}") for part in ("", "_name", "_link")}

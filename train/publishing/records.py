@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
+RUN = "run.json"  # in a run's folder: what it began with, for --resume and for `origin`
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Training:
     """
 
     command: str  # shlex.join(["python", *sys.argv])
-    preset: str
+    preset: str | None  # None: it began with other weights, `init`
     data: str  # as given on the command line
     images: int  # trained on
     steps: int
@@ -37,6 +38,8 @@ class Training:
     validation_bits_per_dim: float  # on all held-out images, at the end
     validation_images: int
     curve: tuple[tuple[int, float], ...]  # (step, bits/dim) on the first held-out images, on the way
+    init: str | None = None  # the model that was trained on, as given on the command line; None: none, or an older record
+    init_licence: dict[str, str | None] | None = None  # of that model: see cards.licence_of; None: not known
 
     def __post_init__(self):
         check_types(self)
@@ -50,7 +53,8 @@ class Training:
                 raise ValueError(f"curve must hold pairs of a step and its bits/dim, got {point!r}.")
             curve.append((int(point[0]), float(point[1])))
         words = [shortened(word) for word in shlex.split(self.command)]
-        for name, value in {"curve": tuple(curve), "command": shlex.join(words), "data": shortened(self.data)}.items():
+        told = {"curve": tuple(curve), "command": shlex.join(words), "data": shortened(self.data)}
+        for name, value in (told | {"init": self.init and shortened(self.init)}).items():
             object.__setattr__(self, name, value)
 
     def save(self, path: Path) -> None:
@@ -62,7 +66,8 @@ class Training:
     def load(cls, path: Path) -> "Training":
         """Raises SystemExit with a sentence for a file that `save` would not have written."""
         found, names = parse_object(path, read_text(path)), field_names(cls)
-        if lacking := sorted(names - found.keys()):
+        optional = {field.name for field in dataclasses.fields(cls) if field.default is None}  # which older records lack
+        if lacking := sorted(names - optional - found.keys()):
             raise SystemExit(f"{path} lacks {', '.join(lacking)}.")
         if unknown := sorted(found.keys() - names):
             raise SystemExit(f"{path} has fields that no training run writes: {', '.join(unknown)}.")
@@ -112,6 +117,21 @@ class Evaluation:
             return cls(**{name: value for name, value in found.items() if name in field_names(cls)})
         except ValueError as error:
             raise SystemExit(f"{where}: {error}") from error
+
+
+def origin(folder: Path) -> tuple[str, dict | None] | None:
+    """What the weights in a model folder were trained on from, and its licence if that is known; None: nothing recorded.
+
+    From a training run's record or, for raw and ema in OUTPUT/checkpoints/NAME, from what the run noted when it began.
+    """
+    folder = folder.resolve()
+    if (record := folder / "training.json").exists():
+        training = Training.load(record)
+        return (training.init, training.init_licence) if training.init else None
+    if folder.parent.parent.name == "checkpoints" and (note := folder.parents[2] / RUN).exists():
+        found = parse_object(note, read_text(note))
+        return (shortened(found["init"]), found.get("init_licence")) if found.get("init") else None
+    return None
 
 
 def shortened(word: str) -> str:

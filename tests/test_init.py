@@ -1,0 +1,378 @@
+"""Training on from other weights, --init: what is taken over, what a resumed run must keep, and what the card then says."""
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import CLASSES, SIZE, pictures, small, small_config
+from PIL import Image
+
+from imtx import PRESETS, ImageTransformer, draw
+from imtx.checkpoint import BUNDLED
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "train"))
+
+import data
+import evaluate
+import publish
+import sample
+import train
+from averaging import open_model
+from publishing.cards import Entry, binding, licence_of
+from publishing.records import Training, origin
+from start import init_licence, relabelled
+
+NC = dict(id="other", name="celeba-non-commercial-research", link="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html")
+OWN = ("--data-name", "My photos", "--data-licence", "they are mine")
+
+
+def draw_pictures(folder: Path, count: int, classes: tuple[str, ...] = (), seed: int = 0) -> Path:
+    """A folder of pictures a little larger than the model's, in folders of these classes in turn, if any."""
+    for i, picture in enumerate(pictures(count, SIZE + 3, seed).numpy()):
+        home = folder / classes[i % len(classes)] if classes else folder
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(home / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """base: a model of cats and dogs; upscaler: one with a non-commercial card; photos of cats and owls; flat ones."""
+    folder = tmp_path_factory.mktemp("files")
+    small("dmol", "class").float().save_pretrained(folder / "base")
+    small("dmol", "sr").float().save_pretrained(folder / "upscaler")
+    shutil.copy(BUNDLED / "faces-sr-1d" / "README.md", folder / "upscaler")
+    draw_pictures(folder / "photos", 20, ("cat", "owl"))
+    draw_pictures(folder / "flat", 20)
+    draw_pictures(folder / "tested" / "test", 4)
+    return folder
+
+
+@pytest.fixture
+def here(files, monkeypatch) -> Path:
+    monkeypatch.chdir(files)
+    return files
+
+
+@pytest.fixture
+def start(here, tmp_path, monkeypatch, capsys):
+    """train.py in this process: start("--data", ...) returns the printed result; refusals are raised."""
+
+    def start(*words, output="run", init="base", steps=2) -> dict:
+        begin = () if init is None else ("--init", init)
+        budget = ("--max-steps", steps, "--every", 1, "--batch-size", 2, "--warmup", 1)
+        argv = ["train/train.py", *begin, "--output", tmp_path / output, *budget, *words]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
+        capsys.readouterr()
+        train.main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}  # a run takes them over
+    yield start
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def refusal(capsys):
+    """The sentence with which a call ends."""
+
+    def refusal(call, *arguments, **options) -> str:
+        with pytest.raises(SystemExit) as ended:
+            call(*arguments, **options)
+        assert ended.value.code != 0
+        return capsys.readouterr().err if isinstance(ended.value.code, int) else str(ended.value)
+
+    return refusal
+
+
+# ---- the weights -------------------------------------------------------------------------------------------
+
+
+def rows(model: ImageTransformer, *classes: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label rows (classes + 1, d) of the model, and of one made from it for these classes."""
+    config = small_config("dmol", "class", classes=classes)
+    return model.state_dict()["label.weight"], relabelled(model, config)["label.weight"]
+
+
+def test_label_rows_follow_the_names_and_new_names_start_as_no_class():
+    (cat, dog, none), new = rows(small("dmol", "class"), "dog", "owl", "cat")
+    assert torch.equal(new, torch.stack([dog, none, cat, none]))
+
+
+@pytest.mark.parametrize("classes", [("dog", "cat"), ("owl", "dog", "emu")])
+def test_a_class_that_stays_and_no_class_keep_their_likelihoods(classes):
+    old, images = small("dmol", "class"), pictures(3)
+    config = small_config("dmol", "class", classes=classes)
+    new = ImageTransformer(config).double().eval()
+    new.load_state_dict(relabelled(old, config))
+    dogs = [torch.full((3,), names.index("dog")) for names in (CLASSES, classes)]
+    assert torch.equal(new.log_prob(images, dogs[1]), old.log_prob(images, dogs[0]))
+    assert torch.equal(new.log_prob(images), old.log_prob(images))
+    assert not torch.equal(new.log_prob(images, dogs[1]), new.log_prob(images))
+
+
+@pytest.mark.parametrize("output", ["dmol", "categorical"])
+@pytest.mark.parametrize("form", [{}, {"layout": "2d", "query_block": (4, 4), "memory_block": (2, 2)},
+                                  {"family": "paper", "position_encoding": "learned"}])
+def test_without_classes_a_model_says_what_it_said_of_no_class(output, form):
+    old, images = small(output, "class", **form), pictures(3)
+    config = small_config(output, "unconditional", **form)
+    new = ImageTransformer(config).double().eval()
+    new.load_state_dict(relabelled(old, config))
+    assert new.label is None and new.config.classes == ()
+    torch.testing.assert_close(new.log_prob(images), old.log_prob(images), rtol=0, atol=1e-10)
+    cats = old.log_prob(images, torch.zeros(3, dtype=torch.int64))
+    assert (new.log_prob(images) - cats).abs().max() > 1e-3
+    assert torch.equal(draw(new.float(), [1]), draw(old.float(), [1]))
+
+
+def test_sinusoids_cannot_take_it_up(refusal):
+    form = dict(family="paper", position_encoding="sinusoid")
+    said = refusal(relabelled, small("dmol", "class", **form), small_config("dmol", "unconditional", **form))
+    assert "sinusoids" in said and "folders by class" in said
+
+
+def test_weights_of_the_same_classes_are_copied_and_the_model_stays_as_it_was():
+    model = small("dmol", "class")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for config in (model.config, small_config("dmol", "unconditional")):
+        for weight in relabelled(model, config).values():
+            weight += 1
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+# ---- a run -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_the_weights_and_their_average_and_ends_with_the_classes_of_the_data(start, here, tmp_path):
+    result = start("--data", "photos", "--learning-rate", 1e-30, "--weight-decay", 0)
+    expected = relabelled(open_model("base"), small_config("dmol", "class", classes=("cat", "owl")))
+    for name in ("raw", "ema"):
+        model = ImageTransformer.from_pretrained(tmp_path / "run/checkpoints/step-00000002" / name)
+        assert model.config == small_config("dmol", "class", classes=("cat", "owl"))
+        for weight, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, expected[weight], rtol=0, atol=1e-6)
+    assert result["steps"] == 2 and 0 < result["bits_per_dim"] < 20
+    record = Training.load(tmp_path / "run/training.json")
+    assert (record.preset, record.init, record.init_licence) == (None, "base", None)
+    assert (record.images, record.validation_images) == (18, 2)  # a tenth
+
+
+def test_a_few_hundred_steps_leave_nothing_of_the_start_in_the_average():
+    from optimization import Average
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    average = Average(model, 0.999)
+    torch.nn.init.zeros_(model.weight)
+    for step in range(50):
+        average.update(model, step)
+    assert average.model.weight.item() < 1e-6
+
+
+def test_the_rest_of_the_tools_take_a_model_trained_without_labels(start, here, tmp_path, capsys):
+    start("--data", "flat")
+    model = tmp_path / "run/model"
+    assert open_model(model).config == small_config("dmol", "unconditional")
+    evaluate.main(["--checkpoint", str(model), "--data", "tested"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["likelihood"] == "p(image)"
+    sample.main(["--checkpoint", str(model), "--count", "3", "--output", str(tmp_path / "many")])
+    assert list((tmp_path / "many").glob("*.parquet"))
+    publish.main([str(model), "me/mine", *OWN, "--licence", "mit", "--data", "tested",
+                  "--dry-run", "--output", str(tmp_path / "out")])
+    assert "pictures of no class" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_preset_with_classes_trains_without_them_on_data_without_labels(tmp_path, capsys):
+    config = data.with_classes(PRESETS["tiny"], data.Images(pictures(3, 32), None))
+    assert config.classes == () and "without classes" in capsys.readouterr().err
+
+
+def test_a_model_without_classes_stays_so_and_a_batch_may_be_larger_than_the_data(start, files, tmp_path):
+    small("categorical", "unconditional").float().save_pretrained(tmp_path / "plain")
+    start("--data", "photos", "--batch-size", 32, init=tmp_path / "plain", steps=1)
+    assert open_model(tmp_path / "run/model").config == small_config("categorical", "unconditional")
+
+
+def test_how_many_are_held_out_unless_told():
+    assert [data.validation_size(n, 2000) for n in (1, 9, 20, 199, 19_999, 20_000, 50_000)] == [1, 1, 2, 19, 1999, 2000, 2000]
+
+
+# ---- resuming ----------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_needs_no_start_weights_and_ends_where_an_uninterrupted_one_does(start, here, tmp_path):
+    shutil.copytree(here / "upscaler", tmp_path / "other")
+    words = ("--data", "flat", "--validation", 2)
+    start(*words, init=tmp_path / "other", output="whole", steps=3)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut", ignore=shutil.ignore_patterns("step-00000003", "model"))
+    shutil.rmtree(tmp_path / "other")
+    start(*words, "--resume", "latest", init=tmp_path / "other", output="cut", steps=3)
+    for name in ("raw", "ema"):
+        two = [open_model(tmp_path / run / "checkpoints/step-00000003" / name).state_dict() for run in ("whole", "cut")]
+        assert all(torch.equal(weight, two[1][key]) for key, weight in two[0].items())
+    assert Training.load(tmp_path / "cut/training.json").init_licence == NC
+
+
+def test_a_run_is_resumed_with_what_it_began_with(start, here, tmp_path, refusal):
+    start("--data", "photos", steps=1)
+    again = ("--resume", "latest", "--data")
+    small("dmol", "class").float().save_pretrained(tmp_path / "second")
+    said = refusal(start, *again, "photos", init=tmp_path / "second")
+    assert said == f"--resume: this run has --init base, not {tmp_path / 'second'}."
+    draw_pictures(tmp_path / "large", 20, ("cat", "owl"), seed=1)
+    for path in tmp_path.glob("large/*/*.png"):
+        Image.open(path).resize((40, 40)).save(path)
+    said = refusal(start, *again, tmp_path / "large", "--preset", "tiny", init=None)
+    assert said == "--resume: this run has --init base, not --preset tiny."
+    other = draw_pictures(tmp_path / "others", 20, ("emu", "owl"))
+    said = refusal(start, *again, other)
+    assert said == f"--resume: the labels of this run's data are cat, owl; those of {other} are emu, owl."
+    assert refusal(start, *again, "flat").endswith("are cat, owl; those of flat are none.")
+    assert start(*again, "photos")["steps"] == 2
+
+
+def test_the_notes_of_older_runs_are_read(start, here, tmp_path, refusal):
+    start("--data", "photos", steps=1)
+    note = tmp_path / "run/run.json"
+    told = json.loads(note.read_text())
+    assert (told["init"], told["preset"], told["labels"]) == ("base", None, ["cat", "owl"])
+    old = {name: value for name, value in told.items() if name not in ("init", "labels", "init_licence")}
+    note.write_text(json.dumps(old | {"preset": "tiny"}))
+    said = refusal(start, "--resume", "latest", "--data", "photos")
+    assert said == "--resume: this run has --preset tiny, not --init base."
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, init, sentence",
+    [
+        (("--data", "flat"), "nothing", "There is no folder nothing and no bundled model of that name"),
+        (("--data", "flat"), "photos", "photos holds no config.json"),
+        (("--data", "flat"), None, "one of the arguments --preset --init is required"),
+        (("--data", "flat", "--preset", "tiny"), "base", "not allowed with argument"),
+        (("--data", "flat", "--validation", 20), "base", "--validation 20 leaves none of the 20 images to train on: lower it"),
+        (("--data", "base"), "base", "holds no train-*.parquet file and no picture"),
+        (("--data", "tiny-pictures"), "base", "7x8, too small for the model's 8x8"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(words, init, sentence, start, here, tmp_path, refusal):
+    if not (here / "tiny-pictures").exists():
+        (here / "tiny-pictures").mkdir()
+        Image.new("RGB", (SIZE - 1, SIZE)).save(here / "tiny-pictures/1.png")
+    assert sentence in refusal(start, *words, init=init)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_runs_own_folder_is_no_model_and_those_inside_are_named(start, here, tmp_path, refusal):
+    start("--data", "photos", steps=1)
+    assert f"name {tmp_path / 'run/model'} for the moving average" in refusal(start, "--data", "photos", init=tmp_path / "run")
+
+
+# ---- licence, record and card ------------------------------------------------------------------------------
+
+
+def test_older_records_are_read_and_new_ones_come_back(tmp_path):
+    record = json.loads((BUNDLED / "faces-sr-2d/training.json").read_text())
+    assert "init" not in record
+    assert Training.load(BUNDLED / "faces-sr-2d/training.json").init is None
+    new = Training(**record | {"preset": None, "init": "/home/someone/faces", "init_licence": NC})
+    new.save(tmp_path / "training.json")
+    assert Training.load(tmp_path / "training.json") == new and new.init == ".../faces"
+
+
+def test_a_licence_is_found_by_card_by_record_and_through_a_run(start, here, tmp_path):
+    assert init_licence("upscaler") == init_licence("faces-sr-1d") == NC and init_licence("base") is None
+    start("--data", "flat", init="upscaler", steps=1)
+    assert json.loads((tmp_path / "run/run.json").read_text())["init_licence"] == NC
+    for folder in ("model", "checkpoints/step-00000001/raw", "checkpoints/step-00000001/ema"):
+        assert origin(tmp_path / "run" / folder) == ("upscaler", NC)
+        assert init_licence(str(tmp_path / "run" / folder)) == NC
+    start("--data", "flat", init=tmp_path / "run/model", output="second", steps=1)  # and on
+    assert Training.load(tmp_path / "second/training.json").init_licence == NC
+    assert origin(here / "upscaler") is None
+
+
+def test_the_card_of_a_hub_model_is_fetched_with_its_weights(here, monkeypatch, capsys):
+    import start as module
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    snapshot = here / "snapshots" / "abc"
+    shutil.copytree(here / "base", snapshot, dirs_exist_ok=True)
+    asked = []
+    monkeypatch.setattr(module, "find", lambda name: snapshot)
+    fetch = lambda *a, **k: asked.append((a, k)) or str(here / "upscaler/README.md")  # noqa: E731
+    monkeypatch.setattr(module, "hf_hub_download", fetch)
+    assert init_licence("they/faces") == NC and asked == [(("they/faces", "README.md"), {"revision": "abc"})]
+
+    def fail(*_, **__):
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(module, "hf_hub_download", fail)
+    assert init_licence("they/faces") is None and "they/faces cannot be read, nor its licence" in capsys.readouterr().err
+
+
+def test_cards_in_others_words(tmp_path):
+    card = tmp_path / "README.md"
+    for front, found, bound in (
+        ("license: mit", "mit", None), ("license: cc-by-nc-4.0", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("license: [mit, gpl-3.0]", "mit, gpl-3.0", "mit, gpl-3.0"),
+    ):
+        card.write_text(f"---\n{front}\n---\n# hello\n")
+        licence = licence_of(card)
+        assert licence["id"] == found and (binding(licence) and binding(licence).id) == bound
+    card.write_text("# no front matter\n")
+    assert licence_of(card) is None and binding(None) is None
+
+
+@pytest.fixture
+def tuned(start, tmp_path):
+    """tuned("upscaler"): the model folder of a run that began with it."""
+
+    def tuned(init: str, folder: str = "model") -> Path:
+        start("--data", "flat", init=init, steps=1)
+        return tmp_path / "run" / folder
+
+    return tuned
+
+
+def dry(model: Path, output: Path, *words) -> str:
+    publish.main([str(model), "me/mine", *OWN, *words, "--data", "tested", "--dry-run", "--output", str(output)])
+    return (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize("folder", ["model", "checkpoints/step-00000001/ema"])
+def test_a_non_commercial_start_binds_the_result(folder, tuned, here, tmp_path, refusal):
+    model = tuned("upscaler", folder)
+    said = refusal(dry, model, tmp_path / "out", "--licence", "apache-2.0")
+    assert "--licence: upscaler leaves no choice" in said and "non-commercial research" in said
+    card = dry(model, tmp_path / "out")
+    entry = Entry.read(tmp_path / "out/README.md")
+    assert (entry.licence, entry.licence_name, entry.licence_link) == tuple(NC.values())
+    assert (entry.init, entry.preset) == ("upscaler", None)
+    assert "# mine: 2x2 to 8x8, fine-tuned from upscaler on My photos" in card
+    assert "| Started from | fine-tuned from `upscaler`, whose licence is `celeba-non-commercial-research`" in card
+    assert "| Licence | weights: for **non-commercial research** only" in card
+
+
+def test_a_start_whose_licence_is_not_recorded_is_said_to_be_so(tuned, tmp_path):
+    card = dry(tuned("base"), tmp_path / "out", "--licence", "mit")
+    assert "fine-tuned from `base`, whose licence is not recorded: it may bind these weights too" in card
+    assert Entry.read(tmp_path / "out/README.md").licence == "mit"
+
+
+def test_licences_at_odds_are_refused(refusal):
+    args = SimpleNamespace(data_name="celeba", data_licence=None, licence=None, show_data=False)
+    gpl = dict(id="gpl-3.0", name=None, link=None)
+    said = refusal(publish.described, args, "theirs", gpl)
+    assert said.startswith("No licence fits these weights: CelebA asks for") and "theirs asks for `gpl-3.0`" in said
+    assert publish.described(args, "faces-sr-1d", NC)[1].name == NC["name"]
