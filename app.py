@@ -31,17 +31,17 @@ row, a **2D layout** one rectangle after another. For each pixel a model with **
 all 16.7 million colours, a discretized mixture of logistics; one with **categorical output** gives three, over the
 256 levels of red, green and blue in turn, and takes three steps a pixel. **Temperature** sharpens that distribution
 below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). The same seed always gives the same picture.
+Drawing may outrun the eye: **Pace** is how fast this page shows it, and the line below says how long it really took.
 The bundled weights were trained by this repository; pictures are 32x32 because the training data are.
 """
 MODEL_HELP = f"""a model folder, a bundled name or a Hub id, listed in front of the bundled models of its task; may be
 given several times, and the first of a task is what it starts with (our own Hub ids, not yet published:
 {", ".join(HUB_IDS.values())})"""
 RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
-STOPPED = """(value) => {
-    const v = typeof value === 'string' ? JSON.parse(value) : value;
-    if (v.hex.length === 6 * v.count * (v.size ** 2 - v.given)) return v;  // nothing to stop: it is complete
-    return {...v, msg: 'Stopped.', stopped: true};
-}"""
+# canvas.js stops; it hears of what changes, so each press of Stop is another value.
+STOPPED = "(value) => ({...(typeof value === 'string' ? JSON.parse(value) : value), stopped: Date.now()})"
+PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+AT_ONCE = max(PROCESSORS, 2)  # visitors; compiled code does not hold Python's lock, and a short request passes a long one
 CSS = """
 .crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
 @media (max-width: 480px) { button[role=tab] { padding: 0 8px !important } }  /* all three fit: no menu for the last */
@@ -73,12 +73,12 @@ def controls() -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox]:
 def connect(
     task, name: str, given, widgets, model: gr.Dropdown, screen: gr.HTML, run: gr.Button, stop: gr.Button, files: gr.File
 ) -> None:
-    """Run and Stop of a tab. One visitor is served at a time, over all tabs: two would share the same cores."""
+    """Run and Stop of a tab."""
     temperature, count, seed, randomise = widgets
     drawing = run.click(None, [randomise, seed], seed, js=RANDOM_SEED, api_visibility="private").then(
         task, [given, temperature, count, seed, model], [screen, files, seed],
         api_name=name, preprocess=False, show_progress="minimal", show_progress_on=temperature,
-        concurrency_id="model", concurrency_limit=1,
+        concurrency_id="model", concurrency_limit=AT_ONCE,  # over all tabs
     )
     stop.click(None, screen, screen, js=STOPPED, cancels=[drawing], api_visibility="private")
 
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="PATH_OR_HUB_ID", help=MODEL_HELP)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # a step is many tiny operations: a second thread makes them slower
+    torch.set_num_threads(1)  # until the step is compiled, PyTorch's tiny operations would only be slower on more threads
     try:
         generators, upscalers = installed(args.model)
     except CheckpointError as error:

@@ -10,6 +10,11 @@ from server import ROOT, Server
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FOLDER = ROOT / "assets/screenshots"
+HOLD = """
+    const frame = requestAnimationFrame;
+    window.hold = false;
+    window.requestAnimationFrame = (f) => frame((now) => hold && f.name === 'unveil' ? requestAnimationFrame(f) : f(now));
+"""
 TABS = {"Generate": 640, "Complete": 1024, "Super-resolve": 1024}  # pixels drawn when the picture is taken
 
 
@@ -21,9 +26,10 @@ def shoot(page: Page, tab: str, pixels: int) -> None:
     panel.get_by_role("button", name="Run", exact=True).click()
     drawn = f"document.querySelector('#canvas-{name} canvas').dataset.n"
     page.wait_for_function(f"() => {drawn} < {pixels}")  # the run has begun: what is shown at first is complete
-    page.wait_for_function(f"() => {drawn} >= {pixels}")
+    page.wait_for_function(f"() => {drawn} >= {pixels} && (hold = true)")  # and there it stays
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=FOLDER / f"{name}.png")
+    page.evaluate("hold = false")
 
 
 def main() -> None:
@@ -31,6 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as app, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_context(viewport={"width": 1180, "height": 860}).new_page()
+        page.add_init_script(HOLD)
         page.goto(f"{app.url}/?__theme=light")
         page.wait_for_selector("#canvas-generate canvas[data-n]")
         for tab, pixels in TABS.items():

@@ -4,44 +4,16 @@ Chromium through Playwright. What a canvas shows is read from its `data-n`, the 
 """
 
 import re
-import time
 
 import numpy as np
 import pytest
-from gradio_client import Client
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from imtx import CIFAR10_CLASSES, ImageTransformer, pixel_order
-from server import drawn
-from visitor import ARGUMENTS, CHROMIUM, PIXELS, TABS, Visitor
+from visitor import PIXELS, TABS, Visitor
 
-pytest_plugins = "app_fixtures"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser, app):
-    """Opens the demo as a new visitor. At the end, nobody's page may have failed or asked another host for anything."""
-    visitors = []
-
-    def open_page(url: str = app.url, **options) -> Visitor:
-        visitors.append(Visitor(browser, url, **options))
-        return visitors[-1]
-
-    yield open_page
-    for visitor in visitors:
-        visitor.context.close()
-        assert not visitor.outside and not visitor.errors
+pytest_plugins = "app_fixtures", "browser_fixtures"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -89,6 +61,7 @@ def test_a_seed_of_ones_own_is_kept(visit):
 def test_stop(visit):
     visitor = visit()
     visitor.set("Samples", 4)
+    visitor.set_pace("slow")
     visitor.run()
     visitor.wait_until_drawing(10)
     visitor.press("Stop")
@@ -107,35 +80,6 @@ def test_stop(visit):
     visitor.wait_until_drawn()
     visitor.open("Generate")
     assert visitor.text().inner_text() == "Stopped."
-
-
-def test_whoever_leaves_makes_room(visit, app):
-    client = Client(app.url, verbose=False)
-    visitor = visit()
-    visitor.set("Samples", 8)  # would go on for a long time
-    visitor.run()
-    visitor.wait_until_drawing()
-    visitor.page.close()
-    start = time.monotonic()
-    job = client.submit("cat", 1.0, 1, 1, api_name="/generate")
-    for value, _, _ in job:
-        if drawn(value):
-            job.cancel()
-            break
-    assert time.monotonic() - start < 4
-
-
-def test_two_visitors_take_turns(visit):
-    first, second = visit(), visit()
-    first.set("Samples", 3)
-    second.open("Complete")
-    second.set("Samples", 1)
-    first.run()
-    first.wait_until_drawing()
-    second.run()
-    ended = first.wait_until_drawn()[-1]["t"]
-    began = next(s for s in second.wait_until_drawn() if s["n"] > PIXELS // 2 and s["n"] < PIXELS)["t"]
-    assert began > ended - 500  # the second one's first new pixel comes when the first one's picture is finished
 
 
 def test_a_slow_line_shows_the_picture_grow(visit):

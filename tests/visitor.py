@@ -13,14 +13,23 @@ ARGUMENTS = [
 TABS = {"Generate": "generate", "Complete": "complete", "Super-resolve": "super-resolve"}
 PIXELS = 1024
 SLOW = 60_000  # ms; a run takes 2 to 10 s, more on a busy machine
+# Stops the clock of the canvases: their frames come when a test says so (`Visitor.pass_time`). All other frames come.
+STILL = """
+    const frame = requestAnimationFrame, cancel = cancelAnimationFrame;
+    window.held = null;
+    window.requestAnimationFrame = (f) => f.name === 'unveil' ? (window.held = f, -1) : frame(f);
+    window.cancelAnimationFrame = (id) => id === -1 ? window.held = null : cancel(id);
+"""
 expect.set_options(timeout=20_000)
 
 
 class Visitor:
-    """A page of the demo, and everything that goes wrong in it."""
+    """A page of the demo, and everything that goes wrong in it. `still`: see STILL; options: of a browser's context."""
 
-    def __init__(self, browser, url: str, width: int = 1100, query: str = ""):
-        self.context = browser.new_context(viewport={"width": width, "height": 900})
+    def __init__(self, browser, url: str, width: int = 1100, query: str = "", still: bool = False, **options):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        if still:
+            self.context.add_init_script(STILL)
         self.page = self.context.new_page()
         self.page.set_default_timeout(SLOW)
         self.outside, self.errors = [], []
@@ -50,6 +59,19 @@ class Visitor:
         field = self.page.locator(f'input[aria-label="number input for {label}"]:visible')
         field.fill(str(number))
         field.press("Tab")
+
+    def set_pace(self, name: str) -> None:
+        self.page.get_by_label("Pace").filter(visible=True).select_option(name)
+
+    def pass_time(self, seconds: float) -> int:
+        """Of a `still` page: how many pixels are shown so much later; the first call since Run begins to count."""
+        return self.page.evaluate("""([canvas, seconds]) => {
+            const f = held;
+            clock = window.clock && seconds ? clock + 1000 * seconds : -1e9;
+            held = null;
+            f(clock);
+            return +document.querySelector(canvas).dataset.n;
+        }""", [self.canvas, seconds])
 
     @property
     def seed(self) -> str:
@@ -86,7 +108,7 @@ class Visitor:
     def options(self, label: str, choose: str | None = None) -> list[str]:
         """The entries of a dropdown, of which one may be chosen."""
         self.dropdown(label).click()
-        options = self.page.get_by_role("option")
+        options = self.page.locator("[role=option]")  # gradio's; those of "Pace" are the browser's own
         names = [name.removeprefix("✓").strip() for name in options.all_inner_texts()]
         if choose is None:
             self.dropdown(label).blur()

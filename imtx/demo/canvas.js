@@ -1,16 +1,23 @@
-// Draws a Stream value (its fields: canvas.py). Gradio runs this once per component, with `element`, `props`, `watch`.
+// Draws a Stream value (its fields: canvas.py), at the pace that the visitor chose and not before its pixels are there.
+// Gradio runs this once per component, with `element`, `props`, `watch`.
 const find = (selector) => element.querySelector(selector);
 const root = find('.imtx-canvas'), grid = find('.imtx-grid'), text = find('.imtx-text'), live = find('.imtx-live');
 const replay = find('.imtx-replay'), play = find('.imtx-replay button');
 const slider = find('.imtx-replay input'), label = find('.imtx-replay span');
+const pace = find('.imtx-pace select');  // seconds a picture; 0: as it comes
+if (matchMedia('(prefers-reduced-motion: reduce)').matches) pace.value = 0;
 
 let v = {};        // the value being drawn
 let total = 0;     // steps in a picture
 let samples = [];  // [{canvas, context, image}]
 let drawn = 0;     // steps that the samples' images hold now
-let part = -1;     // 0: first half of the run, 1: second half, 2: finished
-let timer = 0;     // of a running replay
-let stopped = '';  // the run that the visitor stopped: frames of it that are still on their way are not shown
+let arrived = 0;   // steps that v holds
+let at = 0;        // how far the pace allows to show, in steps and fractions of one
+let frame = 0;     // the animation frame that goes on from there, if any
+let then = 0;      // the time of the last one
+let part = -1;     // 0: first half of the run is shown, 1: second half, 2: all
+let replaying = false;
+let stopped = '';  // the run that the visitor stopped: no more of it is shown
 
 // Writes the "rrggbb" at hex[at] into one pixel of an ImageData.
 function put(image, pixel, hex, at, alpha = 255) {
@@ -45,8 +52,10 @@ function begin() {
   while (grid.children.length > tiles) grid.lastChild.remove();
   grid.dataset.tiles = tiles > 6 ? 'many' : tiles;
   grid.dataset.base = v.base.length === 6 * total ? 'whole' : '';
+  Object.assign(slider, { min: v.given, max: total });
   part = -1;
   clear();
+  at = drawn;
 }
 
 // What shows before the first generated step: the base (dimmed where it is not given); elsewhere the checkerboard.
@@ -77,9 +86,37 @@ function paint(n) {
   label.textContent = `Replay: pixel ${n} of ${total}`;
 }
 
-function stop() {
-  clearInterval(timer);
-  timer = 0;
+// The line under the pictures counts what is shown; at the start and at the end it has the server's words.
+function tell(words = +pace.value && arrived > v.given && drawn < total ? `Pixel ${drawn} of ${total}` : v.msg) {
+  text.textContent = words;
+  // Screen readers hear the start, the half and the end, not every frame.
+  const now = drawn < total ? Math.floor((2 * (drawn - v.given)) / (total - v.given)) : 2;
+  if (now !== part) live.textContent = words;
+  part = now;
+  replay.style.visibility = drawn === total ? 'visible' : 'hidden';
+}
+
+// One animation frame: shows what the time since the last one allows, of what is there. No frames come while the page is
+// hidden, and nobody looks: then all is shown. A replay needs a pace.
+function unveil(now) {
+  const seconds = +pace.value || (replaying ? 2 : 0);
+  const steps = ((total - v.given) * Math.max(now - then, 0)) / (1000 * seconds);
+  at = seconds && !document.hidden ? Math.min(at + steps, arrived) : arrived;
+  then = now;
+  paint(Math.floor(at));
+  if (!replaying) tell();
+  if (at < arrived) frame = requestAnimationFrame(unveil);
+  else halt();
+}
+
+function go() {
+  if (!frame) unveil((then = performance.now()));
+}
+
+function halt() {
+  cancelAnimationFrame(frame);
+  frame = 0;
+  replaying = false;
   play.textContent = 'Replay';
 }
 
@@ -87,33 +124,32 @@ function draw() {
   let next = props.value || {};
   if (typeof next === 'string') try { next = JSON.parse(next); } catch { return; }
   if (!next.run || next.run === stopped) return;
-  if (next.stopped) stopped = next.run;
-  const fresh = next.run !== v.run || next.hex.length < v.hex.length, before = drawn;
+  const fresh = next.run !== v.run || next.hex.length < v.hex.length, opening = !v.run;
+  if (next.stopped && !fresh) {
+    halt();
+    if (part === 2) return;  // nothing to stop but a replay
+    stopped = next.run;
+    live.textContent = 'Stopped.';
+    tell('Stopped.');
+    return;
+  }
+  if (fresh || replaying) halt();
   v = { ...next, order: fresh ? [...next.order] : v.order };
-  stop();
   if (fresh) begin();
-  const n = v.given + Math.floor(v.hex.length / (6 * v.count));
-  Object.assign(slider, { min: v.given, max: total });
-  paint(n);
-  text.textContent = v.msg;
-  // Screen readers hear the start, the half, the end, and words that come with no new pixel; not every frame.
-  const now = n < total ? Math.floor((2 * (n - v.given)) / (total - v.given)) : 2;
-  if (now !== part || n === before) live.textContent = v.msg;
-  part = now;
-  replay.style.visibility = n === total && n > v.given ? 'visible' : 'hidden';
+  arrived = v.given + Math.floor(v.hex.length / (6 * v.count));
+  if (opening) at = arrived;  // the page opens with finished pictures
+  go();
 }
 
-slider.oninput = () => { stop(); paint(+slider.value); };
+slider.oninput = () => { halt(); paint(+slider.value); };
 play.onclick = () => {
-  if (timer) return stop();
+  if (replaying) return halt();
   play.textContent = 'Pause';
-  let n = drawn < total ? drawn : v.given;
-  timer = setInterval(() => {  // the whole picture in about four seconds
-    n = Math.min(total, n + Math.ceil(total / 128));
-    paint(n);
-    if (n === total) stop();
-  }, 33);
+  replaying = true;
+  at = drawn < total ? drawn : v.given;
+  go();
 };
+document.addEventListener('visibilitychange', () => { if (frame && document.hidden) unveil(performance.now()); });
 
 watch('value', draw);
 draw();

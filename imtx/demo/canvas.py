@@ -1,6 +1,7 @@
 """The streaming canvas: pictures that appear in the browser pixel by pixel, in the order they are generated.
 
-`Stream` (here) writes the pixels, `canvas.js` draws them. Between the two lies one JSON value:
+`Stream` (here) writes the pixels, as soon as there are some; `canvas.js` draws them, at the pace that the visitor chose.
+Between the two lies one JSON value:
 
     run        a name for this run; a new one tells the browser to start afresh
     count      samples drawn side by side            size   their width and height in pixels
@@ -9,6 +10,7 @@
     reference  [[caption, side, hex], ...] fixed pictures shown beside the samples
     hex        the generated pixels so far: for each step, for each sample, "rrggbb"
     msg        the text under the pictures
+    stopped    never sent: the page adds it when a visitor presses Stop
 
 Gradio sends a string that has grown as its new tail alone, so during a run `hex` only ever grows and nothing else
 but `msg` changes: a frame costs a few hundred bytes, and no frame is lost on a slow line.

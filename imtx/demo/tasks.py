@@ -18,7 +18,7 @@ from .gallery import read as read_gallery
 from .models import Installed, kept_rows
 
 FRAMES_A_SECOND = 12  # what a slow link still shows
-LEAST_FRAMES = 16  # a picture, however fast it is drawn
+LEAST_FRAMES = 16  # with a part of a picture, however fast it is drawn
 LOOKS = 128  # at the clock, while a picture is drawn
 
 # What an endpoint yields: the canvas's value, the PNG files (at the end), the seed used.
@@ -43,7 +43,7 @@ class Tasks:
         stream = generate_stream(model, count)
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature, labels=[label] * count if classes else None,
-            every=_every(model), engine=chosen.engine,
+            every=_every(stream.size), engine=chosen.engine,
         )
         about = f"{(*classes, 'no class')[label]}, seed {seed}"
         yield from _show(pictures, stream, about, seed)
@@ -59,7 +59,7 @@ class Tasks:
         stream = complete_stream(model, truth, count)
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature,
-            given=torch.from_numpy(truth), given_pixels=stream.done, every=_every(model), engine=chosen.engine,
+            given=torch.from_numpy(truth), given_pixels=stream.done, every=_every(stream.size), engine=chosen.engine,
         )
         yield from _show(pictures, stream, f"seed {seed}", seed)
 
@@ -73,7 +73,7 @@ class Tasks:
         stream = upscale_stream(model, source, truth, count)
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature, sources=torch.from_numpy(source),
-            every=_every(model), engine=chosen.engine,
+            every=_every(stream.size), engine=chosen.engine,
         )
         yield from _show(pictures, stream, f"seed {seed}", seed)
 
@@ -159,9 +159,9 @@ def _finished(stream: Stream, pictures: np.ndarray, text: str) -> dict:
     return stream.value(text)
 
 
-def _every(model: ImageTransformer) -> int:
+def _every(size: int) -> int:
     """Pixels between two looks at the clock."""
-    return max(model.config.image_size**2 // LOOKS, 1)
+    return max(size**2 // LOOKS, 1)
 
 
 def _order(model: ImageTransformer) -> list[int] | None:
@@ -174,10 +174,10 @@ def _show(pictures, stream: Stream, about: str, seed: int) -> Frames:
     """Yields what is drawn so far, at most FRAMES_A_SECOND times a second but LEAST_FRAMES times a picture at least."""
     yield stream.value(f"Drawing {about} ..."), None, seed
     started = shown = time.monotonic()
-    first = stream.done
+    first, looks = stream.done, _every(stream.size)
     for snapshot in pictures:
         now = time.monotonic()
-        enough = max((snapshot.total - first) // LEAST_FRAMES, 1)
+        enough = max((snapshot.total - first) // LEAST_FRAMES - looks, 1)  # the next look might be too late
         due = now - shown >= 1 / FRAMES_A_SECOND or snapshot.done - stream.done >= enough
         if due and first < snapshot.done < snapshot.total:
             stream.append(snapshot.pixels.numpy(), snapshot.done)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..model import Context, ImageTransformer
 
-IMAGES_A_GROUP = 4  # as in add_products_of_4
+IMAGES_A_GROUP = 8
 PIXELS_A_CALL = 32  # after so many, a generator that was closed gets to stop
 
 _packed = weakref.WeakKeyDictionary()  # model -> (state of its weights, shape, weights)
