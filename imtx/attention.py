@@ -4,11 +4,13 @@ Shapes: N images, P positions, d width, H heads of D features; B query blocks of
 of M. Everything runs along the generation order (imtx/layout.py), never along raster order.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layout import Layout
+from .layout import Layout, visible
 
 
 def rotary_table(rows: Tensor, columns: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
@@ -96,9 +98,15 @@ class LocalSelfAttention(nn.Module):
         self.out = nn.Linear(inner, width, bias=False)
         self.query_norm, self.key_norm = (Norm(inner // heads) if qk_norm else nn.Identity() for _ in range(2))
         own = torch.arange(len(layout.order)).view(layout.blocks, layout.query_block)  # (B, Q)
-        window = torch.cat([layout.memory, own], dim=1)  # (B, M + Q): steps; -1 is masked
-        self.register_buffer("window", window.clamp(min=0).flatten(), persistent=False)
-        self.register_buffer("mask", layout.mask().unsqueeze(1), persistent=False)  # (B, 1, Q, M + Q)
+        parts = layout.parts()
+        blocks = torch.cat([blocks for blocks, _ in parts])  # (B,): part after part
+        windows = [torch.cat([memory, own[blocks]], dim=1) for blocks, memory in parts]  # (b, m + Q): steps; -1 is masked
+        masks = [visible(memory, layout.query_block) for _, memory in parts]  # (b, Q, m + Q)
+        self.parts = [tuple(mask.shape) for mask in masks]
+        self.register_buffer("blocks", blocks, persistent=False)
+        self.register_buffer("places", blocks.argsort(), persistent=False)
+        self.register_buffer("window", torch.cat([w.clamp(min=0).flatten() for w in windows]), persistent=False)
+        self.register_buffer("mask", torch.cat([mask.flatten() for mask in masks]), persistent=False)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """(N, P, d) -> queries, keys, values (N, P, H, D)."""
@@ -107,17 +115,29 @@ class LocalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache | None = None) -> Tensor:
         """All positions in parallel: (N, P, d) -> (N, P, d)."""
-        images, blocks = x.shape[0], self.layout.blocks
         q, k, v = self.project(x, rotary)
         if cache is not None:
             cache.fill(k, v)
-        q = q.unflatten(1, (blocks, -1)).flatten(0, 1).transpose(1, 2)  # (N, P, H, D) -> (N B, H, Q, D)
-        # (N, P, H, D) -> (N, B (M + Q), H, D) -> (N B, H, M + Q, D)
-        k, v = (t[:, self.window].unflatten(1, (blocks, -1)).flatten(0, 1).transpose(1, 2) for t in (k, v))
-        mask = self.mask.expand(images, -1, -1, -1, -1).flatten(0, 1)  # (N B, 1, Q, M + Q)
-        seen = attend(q, k, v, mask, self.dropout if self.training else 0.0)
-        # (N B, H, Q, D) -> (N, B, Q, H, D) -> (N, P, H D)
-        return self.out(seen.transpose(1, 2).unflatten(0, (images, blocks)).flatten(3).flatten(1, 2))
+        return self.out(self.local(q, k, v))
+
+    def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys, values (N, P, H, D) -> what the heads have seen, (N, P, H D)."""
+        images, steps = q.shape[:2]
+        # (N, P, H, D) -> (P, N H, D): images beside heads. One mask does for all of them, and windows are of whole rows.
+        q, k, v = (t.transpose(0, 1).flatten(1, 2) for t in (q, k, v))
+        q = q.unflatten(0, (self.layout.blocks, -1)).index_select(0, self.blocks)  # (B, Q, N H, D)
+        k, v = (t.index_select(0, self.window) for t in (k, v))  # (all b (m + Q), N H, D)
+        shapes, seen, dropout = self.parts, [], self.dropout if self.training else 0.0
+        each = zip(
+            q.split([b for b, _, _ in shapes]), *(t.split([b * window for b, _, window in shapes]) for t in (k, v)),
+            self.mask.split([math.prod(shape) for shape in shapes]), shapes,
+        )
+        for q, k, v, mask, shape in each:
+            # -> (b, N H, Q, D) and (b, N H, m + Q, D)
+            q, k, v = (t.reshape(shape[0], -1, *t.shape[-2:]).transpose(1, 2) for t in (q, k, v))
+            seen.append(attend(q, k, v, mask.view(shape).unsqueeze(1), dropout).transpose(1, 2))  # (b, Q, N H, D)
+        # (B, Q, N H, D) -> (P, N, H D) -> (N, P, H D)
+        return torch.cat(seen).index_select(0, self.places).reshape(steps, images, -1).transpose(0, 1)
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, step: int) -> Tensor:
         """One position: (N, 1, d) -> (N, 1, d)."""

@@ -51,9 +51,30 @@ class Layout:
 
     def mask(self) -> Tensor:
         """(B, query_block, M + query_block) bool: True where a query sees a key of [memory block, query block]."""
-        seen_memory = (self.memory >= 0)[:, None, :].expand(-1, self.query_block, -1)  # (B, Q, M)
-        causal = torch.ones(self.query_block, self.query_block, dtype=torch.bool).tril()
-        return torch.cat([seen_memory, causal.expand(self.blocks, -1, -1)], dim=2)
+        return visible(self.memory, self.query_block)
+
+    def parts(self) -> list[tuple[Tensor, Tensor]]:
+        """The query blocks by quarters of the longest memory: of each part the blocks (b,) and their memory (b, m), m <= M.
+
+        Memory blocks at the border of an image are shorter, and a key that only fills one up costs as much as any: half as
+        much again in `paper-sr-2d`. -1 comes first here, and no oftener than the longest of a part asks for.
+        """
+        lengths = (self.memory >= 0).sum(dim=1)
+        longest = max(int(lengths.max()), 1)
+        quarter = ((4 * lengths + longest - 1) // longest).clamp(min=1)  # 1..4; none at all counts as little
+        sorted_memory = self.memory.sort(dim=1).values
+        parts = []
+        for blocks in (torch.nonzero(quarter == i).flatten() for i in range(1, 5)):
+            if len(blocks):
+                parts.append((blocks, sorted_memory[blocks, self.memory.shape[1] - int(lengths[blocks].max()) :]))
+        return parts
+
+
+def visible(memory: Tensor, query_block: int) -> Tensor:
+    """Memory blocks (b, m) -> (b, query_block, m + query_block) bool: `Layout.mask` of these query blocks."""
+    seen_memory = (memory >= 0)[:, None, :].expand(-1, query_block, -1)  # (b, Q, m)
+    causal = torch.ones(query_block, query_block, dtype=torch.bool).tril()
+    return torch.cat([seen_memory, causal.expand(len(memory), -1, -1)], dim=2)
 
 
 def local_1d(positions: int, query_block: int, memory_block: int) -> Layout:
