@@ -18,7 +18,7 @@ from imtx import PRESETS
 from run import Run
 
 # Of fresh weights, and of others that are trained on: these have little to lose to a gradient's first steps, and few to take.
-RATES, WARMUPS = (4e-3, 1e-3), (100, 20)
+RATES, WARMUPS = (2e-3, 1e-3), (100, 20)
 
 
 def arguments() -> argparse.Namespace:

@@ -11,6 +11,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -79,19 +80,18 @@ def draw_pixels(
     def draw_group(state, first: int, last: int) -> None:
         advance(shape, weights, state, first * channels, last * channels, known * channels, temperature)
 
-    with ThreadPoolExecutor(threads) as pool:
-        done = 0
-        while done < total:
-            due = known if done < known else min(known + ((done - known) // every + 1) * every, total)
-            last = min(done + PIXELS_A_CALL, due)
-            if len(states) == 1:
-                draw_group(states[0], done, last)
-            else:
-                list(pool.map(draw_group, states, [done] * len(states), [last] * len(states)))
-            done = last
-            if done == due and done > known:
-                np.concatenate([state.pixels for state in states], out=pixels)
-                yield done
+    done = 0
+    while done < total:
+        due = known if done < known else min(known + ((done - known) // every + 1) * every, total)
+        last = min(done + PIXELS_A_CALL, due)
+        if len(states) == 1:
+            draw_group(states[0], done, last)
+        else:
+            list(_pool(threads).map(draw_group, states, [done] * len(states), [last] * len(states)))
+        done = last
+        if done == due and done > known:
+            np.concatenate([state.pixels for state in states], out=pixels)
+            yield done
 
 
 def _pack(model: ImageTransformer) -> tuple:
@@ -103,6 +103,12 @@ def _pack(model: ImageTransformer) -> tuple:
         with torch.inference_mode():
             _packed[model] = (state, *pack(model))
     return _packed[model][1:]
+
+
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """For all draws: new threads each time would leave memory behind."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="imtx")
 
 
 def _threads() -> int:
