@@ -5,9 +5,7 @@ The arrays are those of `weights.py`; P positions, D features of a head.
 
 import numpy as np
 
-from .arithmetic import (
-    add_product, add_products, exponentials, kernel, layer_norm, relu, rms_norm, swiglu,
-)
+from .arithmetic import add_product, add_products, copy, exponentials, kernel, layer_norm, relu, rms_norm, swiglu
 from .draws import draw_level, draw_pixel
 from .weights import MODERN, PAPER_LEVELS, PAPER_PIXELS
 
@@ -44,7 +42,7 @@ def embed(shape, weights, state, step):
     seen = weights.seen[step]
     for n in range(len(state.pixels)):
         pixels, x, inputs = state.pixels[n], state.x[n], state.inputs[n]
-        x[:] = weights.stem_bias
+        copy(weights.stem_bias, x)
         if shape.embedding == PAPER_LEVELS:
             row = weights.stem[pixels[seen[0]] + shape.levels * (seen[0] % 3)]
             for i in range(wide):
@@ -65,8 +63,8 @@ def embed(shape, weights, state, step):
         for i in range(wide):
             x[i] += weights.place[step, i] + state.label[n, i]
         if len(weights.predictor):
-            state.guess[n, :] = weights.predictor_bias
-            add_product(state.inputs[n], weights.predictor, state.guess[n], *weights.predictor.shape)
+            copy(weights.predictor_bias, state.guess[n])
+            add_product(state.inputs[n], weights.predictor, state.guess[n], len(weights.predictor), 3)
 
 
 @kernel
@@ -97,7 +95,7 @@ def before_layer(modern, x, norm, normed):
         if modern:
             rms_norm(x[n], norm[0], normed[n], 0, len(x[n]))
         else:
-            normed[n, :] = x[n]
+            copy(x[n], normed[n])
 
 
 @kernel
@@ -233,6 +231,6 @@ def output(shape, weights, state):
         if shape.embedding == MODERN:
             rms_norm(x[n], weights.last_gain, normed[n], 0, len(x[n]))
         else:
-            normed[n, :] = x[n]
-        params[n, :] = weights.head_bias
+            copy(x[n], normed[n])
+        copy(weights.head_bias, params[n])
     add_products(normed, weights.head, params)
