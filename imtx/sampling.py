@@ -1,24 +1,26 @@
 """Drawing images position by position through the cache, as a generator that can be watched and stopped.
 
-Two engines draw the same pictures: the PyTorch step of imtx/model.py, which is the one to read, and a compiled function for
-the whole step (imtx/fast), which is the one to wait for.
+Three engines draw the same pictures: the PyTorch step of imtx/model.py, which is the one to read, and two to wait for: a
+compiled function for the whole step on a CPU (imtx/fast), and a CUDA graph of it on a GPU (imtx/graph.py).
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import fast
+from . import fast, graph
+from .attention import Cache
 from .model import Context, ImageTransformer
 
 SEEDS = 2**32  # a seed is an integer in 0..SEEDS-1
 HOTTEST = 1e30  # temperature; beyond it, and below 1 / HOTTEST, float32 overflows
-ENGINES = ("compiled", "eager")
+ENGINES = ("compiled", "graph", "eager")
 
 _log = logging.getLogger("imtx")
 _told = set()  # reasons for the eager engine that the log has
@@ -81,8 +83,9 @@ def sample(
     sources: (s, s, 3) or (N, s, s, 3) uint8, for a super-resolution model.
     given: (h, w, 3) or (N, h, w, 3) uint8, of which the first `given_pixels` in `pixel_order` are kept.
     every: pixels drawn between two snapshots; the finished images come in any case.
-    engine: "compiled", or "eager" for PyTorch; None takes the compiled one where it can run, which is a float32 model on
-        a CPU, and the log says once why not. It is compiled when it is first used on a machine: up to half a minute.
+    engine: "compiled", "graph" (on a CUDA device; not run on one yet, and so nobody's default), or "eager" for PyTorch; None
+        takes the compiled one where it can run, which is a float32 model on a CPU, and the log says once why not. It is
+        compiled when it is first used on a machine: up to half a minute.
 
     Closing the generator stops the work at once. Raises ValueError, when called, for arguments that the model cannot take.
     """
@@ -117,13 +120,19 @@ def sample(
         model.check_levels("given", given)
     with torch.inference_mode():
         context = model.context(images, labels, sources)
-    steps = _eager if _engine(model, engine) == "eager" else _compiled
+    engine = _engine(model, engine)
+    steps = _compiled if engine == "compiled" else partial(_pytorch, engine)
     return steps(model, context, noise(model, seeds).to(device), float(temperature), given, given_pixels, every)
 
 
 def _engine(model: ImageTransformer, asked: str | None) -> str:
     if asked == "eager":
         return "eager"
+    device = model.head.weight.device
+    if asked == "graph" and device.type != "cuda":
+        raise ValueError(f"The graph engine needs a CUDA device, and the model is on {device}. Leave engine out.")
+    if asked == "graph":
+        return "graph"
     obstacle = fast.obstacle(model)
     if obstacle is None:
         return "compiled"
@@ -154,10 +163,13 @@ def _compiled(
         yield snapshot(done)
 
 
-@torch.inference_mode()
-def _eager(
-    model: ImageTransformer, context: Context, uniforms: Tensor, temperature: float, given: Tensor | None, given_pixels: int,
-    every: int,
+# Captures are not made in inference mode: PyTorch's graphs share a state that stays in the mode of a process's first capture
+# (its issue 166792), and a trainer that captures later, outside of that mode, would fail.
+@torch.inference_mode(False)
+@torch.no_grad()
+def _pytorch(
+    engine: str, model: ImageTransformer, context: Context, uniforms: Tensor, temperature: float, given: Tensor | None,
+    given_pixels: int, every: int,
 ) -> Iterator[Snapshot]:
     """uniforms: (N, P, draws a position); given: (N, h, w, 3) or None."""
     config, device, size = model.config, uniforms.device, model.config.image_size
@@ -173,15 +185,24 @@ def _eager(
     snapshot_shape = (images, size, size, 3)
     if given_pixels:
         yield Snapshot(pixels.view(snapshot_shape).cpu().clone(), given_pixels, size**2)
-    width = 3 // config.channels  # sub-pixels a position
+    drawing = (model, context, caches, uniforms, pixels, temperature)
+    advance = graph.CudaStep(*drawing, start).advance if engine == "graph" else partial(_eager_step, *drawing)
     for step in range(start, config.positions):
-        params = model.step(pixels, context, caches, step)  # (N, output parameters)
-        colours = model.output.draw(model.output.temper(params, temperature), uniforms[:, step])  # (N, width)
-        first = int(model.layout.order[step]) * width
-        pixels[:, first : first + width] = colours
+        advance(step)
         done = (step + 1) // config.channels
         if (step + 1) % config.channels == 0 and ((done - given_pixels) % every == 0 or done == size**2):
             yield Snapshot(pixels.view(snapshot_shape).cpu().clone(), done, size**2)
+
+
+@torch.inference_mode()  # on a CPU a sixth sooner than without gradients alone
+def _eager_step(
+    model: ImageTransformer, context: Context, caches: list[Cache], uniforms: Tensor, pixels: Tensor, temperature: float,
+    step: int,
+) -> None:
+    params = model.step(pixels, context, caches, step)  # (N, output parameters)
+    colours = model.output.draw(model.output.temper(params, temperature), uniforms[:, step])  # (N, width)
+    first = int(model.layout.order[step]) * colours.shape[1]  # width: sub-pixels a position
+    pixels[:, first : first + colours.shape[1]] = colours
 
 
 def draw(model: ImageTransformer, seeds: Sequence[int], **conditions) -> Tensor:
