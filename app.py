@@ -165,7 +165,12 @@ def main() -> None:
     for task, models in (("Generate, Complete", generators), ("Super-resolve", upscalers)):
         print(f"{task}:", *models.values(), sep="\n    ", flush=True)
     demo = build(Tasks(generators, upscalers, examples=ASSETS / "examples"))
-    demo.queue(max_size=32).launch(css=CSS, ssr_mode=False, show_error=False, max_file_size="8mb")
+    demo.queue(max_size=32).launch(
+        css=CSS, ssr_mode=False, show_error=False, max_file_size="8mb", prevent_thread_lock=True
+    )
+    for models in (generators, upscalers):
+        next(iter(models.values())).warm_up()  # while visitors come in; not before, as it would keep the page from starting
+    demo.block_thread()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Installed:
         self.config: Config | None = None  # None: config.json cannot be read
         self.error = ""  # why it cannot be used, for the log
         self._model: ImageTransformer | None = None
+        self._warming = False
         self._reading = threading.Lock()  # two visitors may ask for the same weights at once
         try:
             self.config = Config.load(folder / "config.json")
@@ -42,8 +43,6 @@ class Installed:
                 try:
                     self._model = ImageTransformer.from_pretrained(self.folder)
                     self.config = self._model.config
-                    if fast.obstacle(self._model) is None:  # else sampling says why, once
-                        threading.Thread(target=fast.warm, args=[self._model], daemon=True).start()
                 except CheckpointError as error:
                     self.error = str(error)
                 if not quietly:
@@ -68,7 +67,17 @@ class Installed:
     @property
     def engine(self) -> str | None:
         """What draws the next picture. No visitor waits for a compiler: until it is done, PyTorch draws."""
-        return "eager" if fast.obstacle(self.model) is None and not fast.is_warm(self.model) else None
+        model = self.model
+        self.warm_up()
+        return "eager" if fast.obstacle(model) is None and not fast.is_warm(model) else None
+
+    def warm_up(self) -> None:
+        """Has the model's sampler compiled in the background, if nobody did before."""
+        with self._reading:
+            if self._model is None or self._warming or fast.obstacle(self._model) is not None:  # sampling says why, once
+                return
+            self._warming = True
+        threading.Thread(target=fast.warm, args=[self._model], daemon=True).start()
 
     @property
     def public_error(self) -> str:
