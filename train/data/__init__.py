@@ -163,7 +163,7 @@ def hold_out(images: Images, count: int) -> tuple[Images, Images]:
     """All but the last `count` images, and these. Raises SystemExit if that leaves none, or leaves out a class."""
     if count >= len(images):
         raise SystemExit(
-            f"--validation {count} leaves none of the {len(images)} images to train on: lower it, or give more images."
+            f"--validation {count} leaves none of the {len(images)} images to train on: {'lower it, or ' * (count > 1)}give more."
         )
     if images.labels is not None:
         classes, runs = len(images.labels.unique()), 1 + int(images.labels.diff().count_nonzero())
