@@ -143,6 +143,16 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, trained, tmp_p
     assert_equal(weights(interrupted / last), weights(trained / last))
 
 
+def test_a_resume_that_is_refused_leaves_the_finished_run_as_it_was(data, trained, tmp_path):
+    finished = tmp_path / "run"
+    shutil.copytree(trained, finished)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    done = run(data.with_name("small.py"), "--preset", "tiny", "--data", data, "--output", finished, "--max-steps", 12,
+               "--validation", 4, "--batch-size", 4, "--resume", "lates")
+    assert done.returncode == 1 and "--resume: there is no checkpoint" in done.stderr
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
 def test_a_checkpoint_holds_the_trained_weights_and_their_average_as_models_and_nothing_twice(trained):
     folder = trained / "checkpoints/step-00000008"
     assert {path.name for path in folder.iterdir()} == {

@@ -144,8 +144,6 @@ class Run:
             both = before["labels"], self.labels
             there, here = ("none" if names is None else ", ".join(names) or "unnamed" for names in both)
             raise SystemExit(f"--resume: the labels of this run's data are {there}; those of {args.data} are {here}.")
-        for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which now goes on
-            (folder / RECORD).unlink(missing_ok=True)
 
     def interrupt(self, number: int, _) -> None:
         """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint; a second one ends at once."""
@@ -223,6 +221,9 @@ class Run:
             self.resume()
         else:
             set_seed(args.seed, device_specific=True)  # weights are the same in all processes, dropout is not
+        if self.accelerator.is_main_process:
+            for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which does go on now
+                (folder / RECORD).unlink(missing_ok=True)
         self.report.begin(progress.step, progress.seconds, args.max_steps)
         since = time.time()
         while progress.share(args) < 1:
