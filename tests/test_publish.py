@@ -220,6 +220,15 @@ def test_weights_stored_as_bfloat16_are_the_ones_measured(dry, here, refusal, tm
     assert "3.000" in cell(dry(str(folder), *options, name="again"), "Bits/dim")  # nothing left to round
 
 
+def test_weights_of_unknown_origin_are_told_to_whoever_chooses_a_licence(dry, here, capsys):
+    dry("generator", *OWN, "--data", "images.parquet", name="known")
+    told = "has no training.json: nothing here tells what its weights were trained on from." in capsys.readouterr().err
+    assert told == (not (here / "generator/training.json").exists())
+    (here / "generator/training.json").unlink(missing_ok=True)
+    dry("generator", *OWN, "--data", "images.parquet", name="unknown")
+    assert "has no training.json: nothing here tells" in capsys.readouterr().err
+
+
 # ---- the sheet ---------------------------------------------------------------------------------------------
 
 

@@ -137,6 +137,11 @@ def build(args: argparse.Namespace, folder: Path) -> None:
     if config.source_size and args.data is None and not used.people:
         raise SystemExit("--data: a super-resolution model needs sources to draw samples from.")
     training = Training.load(source / "training.json") if (source / "training.json").exists() else None
+    if training is None and init is None:  # a copy without its record, or an average of several models
+        print(
+            f"{source} has no training.json: nothing here tells what its weights were trained on from. If those bind, "
+            f"{licence.id} is wrong for these too.", file=sys.stderr,
+        )
     images, pictures = None, "test pictures"
     if config.source_size and used.people:  # a sample shows its source: nothing that comes from those people's pictures
         images, pictures = data.load(str(PORTRAITS), "train", config), f"portraits in {PORTRAITS.relative_to(ROOT)}"
