@@ -1,5 +1,6 @@
 """Small models for the tests, and the plain sampler that the cached one is held against."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,14 @@ def own_cache(tmp_path_factory) -> Iterator[None]:
 
 SIZE, SOURCE = 8, 2  # pixels
 CLASSES = ("cat", "dog")
+# Every kind of model that the engines of imtx/sampling.py draw with: family, output, layout, task.
+FAMILIES = {
+    "modern": {},
+    "sinusoid": dict(family="paper", position_encoding="sinusoid"),
+    "learned": dict(family="paper", position_encoding="learned", attention_width=24),
+}
+LAYOUTS = {"1d": {}, "2d": dict(layout="2d", query_block=(4, 4), memory_block=(3, 2))}
+KINDS = list(itertools.product(FAMILIES, ("dmol", "categorical"), LAYOUTS, ("class", "sr")))
 
 
 def small_config(output: str, task: str, **changes) -> Config:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SIZE, conditions, pictures, pictures_for, select, small
+from conftest import FAMILIES, KINDS, LAYOUTS, SIZE, conditions, pictures, pictures_for, select, small
 from imtx import ImageTransformer, dmol, draw, fast, sample, sampling
 from imtx.checkpoint import HUB_IDS
 from imtx.fast.step import advance
@@ -18,13 +18,6 @@ from imtx.sampling import noise
 
 MARGIN = 1e-4  # of log-probabilities, and so of the parameters that a draw is made from
 PIXELS = SIZE * SIZE
-FAMILIES = {
-    "modern": {},
-    "sinusoid": dict(family="paper", position_encoding="sinusoid"),
-    "learned": dict(family="paper", position_encoding="learned", attention_width=24),
-}
-LAYOUTS = {"1d": {}, "2d": dict(layout="2d", query_block=(4, 4), memory_block=(3, 2))}
-KINDS = list(itertools.product(FAMILIES, ("dmol", "categorical"), LAYOUTS, ("class", "sr")))
 
 
 def build(family: str, output: str, layout: str, task: str, bfloat16: bool = False) -> ImageTransformer:

@@ -5,7 +5,6 @@ A stand-in for CUDA keeps a graph's rules: a capture runs nothing, and a replay 
 
 import contextlib
 import copy
-import itertools
 import threading
 import time
 from types import SimpleNamespace
@@ -16,20 +15,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import SIZE, conditions, pictures, pictures_for, select, small
+from conftest import FAMILIES, KINDS, LAYOUTS, SIZE, conditions, pictures, pictures_for, select, small
 from imtx import ImageTransformer, draw, graph, sample, sampling
 from imtx.graph import StaticStep
 from imtx.model import Context
 from imtx.sampling import noise
 
 PIXELS = SIZE * SIZE
-FAMILIES = {
-    "modern": {},
-    "sinusoid": dict(family="paper", position_encoding="sinusoid"),
-    "learned": dict(family="paper", position_encoding="learned", attention_width=24),
-}
-LAYOUTS = {"1d": {}, "2d": dict(layout="2d", query_block=(4, 4), memory_block=(3, 2))}
-KINDS = list(itertools.product(FAMILIES, ("dmol", "categorical"), LAYOUTS, ("class", "sr")))
 FEW = [KINDS[0], KINDS[3], KINDS[12], KINDS[18]]  # each family, output, layout and task
 
 

@@ -1,9 +1,7 @@
-"""train/publish.py: the folder that it writes, tells the truth and uploads; train/zoo.py, and the records both read."""
+"""train/publish.py: the folder that it writes, tells the truth and uploads; train/zoo.py."""
 
 import dataclasses
 import json
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ from huggingface_hub import ModelCard, errors
 from PIL import Image
 from safetensors import safe_open
 from test_evaluate import reduced
+from test_records import RUN
 from test_train import write
 
 from imtx import ImageTransformer, draw
@@ -25,7 +24,6 @@ sys.path.insert(0, str(ROOT / "train"))
 
 import evaluate
 from publishing import hub
-from publishing import provenance
 import data
 import publish
 import zoo
@@ -34,12 +32,6 @@ from publishing.records import Evaluation, Training
 
 IMAGES = pictures(11)
 OWN = ("--data-name", "My photos", "--data-licence", "they are mine", "--licence", "cc0-1.0")
-RUN = dict(
-    command=f"python {ROOT}/train/train.py --preset tiny --data /home/someone/photos --output=/tmp/runs/mine",
-    preset="tiny", data="/home/someone/photos", images=4321, steps=250, batch_size=8, images_seen=2000, seed=5, minutes=61.4,
-    hardware="8 x NVIDIA H200", precision="bf16", commit="694299f", validation_bits_per_dim=3.456, validation_images=77,
-    curve=[[100, 4.25], [200, 3.75]],
-)
 
 
 @pytest.fixture(scope="module")
@@ -435,56 +427,6 @@ def test_a_folder_that_cannot_be_finished_leaves_nothing(here, tmp_path, refusal
     output = tmp_path / "out"
     assert "cannot be written: No space left" in refusal("generator", "me/x", *OWN, "--dry-run", "--output", output)
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- records -----------------------------------------------------------------------------------------------
-
-
-def test_a_training_record_reads_back_the_same_and_one_field_a_line(tmp_path):
-    Training(**RUN).save(tmp_path / "training.json")
-    assert Training.load(tmp_path / "training.json") == Training(**RUN)
-    lines = (tmp_path / "training.json").read_text().splitlines()
-    assert len(lines) == len(dataclasses.fields(Training)) + 2 and list(tmp_path.iterdir()) == [tmp_path / "training.json"]
-
-
-@pytest.mark.parametrize(
-    "change, sentence",
-    [
-        ({"steps": None}, "steps must be a whole number"),
-        ({"steps": 2.5}, "steps must be a whole number"),
-        ({"steps": True}, "steps must be a whole number"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"minutes": float("nan")}, "minutes must be a finite number"),
-        ({"hardware": ""}, "hardware must be words"),
-        ({"commit": 7}, "commit must be words or null"),
-        ({"curve": 7}, "curve must be a list"),
-        ({"curve": [[1]]}, "curve must hold pairs"),
-        ({"speed": 7}, "fields that no training run writes: speed"),
-    ],
-)
-def test_a_training_record_is_strict(change, sentence, tmp_path):
-    path = tmp_path / "training.json"
-    path.write_text(json.dumps(RUN | change))
-    with pytest.raises(SystemExit, match=sentence):
-        Training.load(path)
-    path.write_text(json.dumps({name: value for name, value in RUN.items() if name not in ("seed", "commit")}))
-    with pytest.raises(SystemExit, match="lacks commit, seed"):
-        Training.load(path)
-
-
-def test_a_command_with_spaces_keeps_its_words():
-    command = shlex.join(["python", "train/train.py", "--data", "/home/me/my photos/a b", "--note", "it's", r"C:\me\x"])
-    told = Training(**RUN | {"command": command}).command
-    assert shlex.split(told) == ["python", "train/train.py", "--data", ".../a b", "--note", "it's", ".../x"]
-
-
-def test_where_a_run_comes_from_is_told(monkeypatch):
-    head = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    assert provenance.commit() in (head, f"{head}-dirty") if head else provenance.commit() is None
-    one, two = (provenance.hardware(torch.device("cpu"), processes) for processes in (1, 2))
-    assert " on " in one and one.endswith(" cores") and two.startswith("2 processes of ")
-    monkeypatch.setattr(provenance, "ROOT", Path("/"))
-    assert provenance.commit() is None
 
 
 # ---- the zoo -----------------------------------------------------------------------------------------------
