@@ -10,6 +10,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 
+from imtx import fast
 from imtx.checkpoint import HUB_IDS, CheckpointError
 from imtx.demo.canvas import canvas
 from imtx.demo.models import Installed, installed
@@ -40,8 +41,7 @@ given several times, and the first of a task is what it starts with (our own Hub
 RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
 # canvas.js stops; it hears of what changes, so each press of Stop is another value.
 STOPPED = "(value) => ({...(typeof value === 'string' ? JSON.parse(value) : value), stopped: Date.now()})"
-PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-AT_ONCE = max(PROCESSORS, 2)  # visitors; compiled code does not hold Python's lock, and a short request passes a long one
+AT_ONCE = max(fast.processors(), 2)  # visitors; compiled code does not hold Python's lock, and a short request passes a long one
 CSS = """
 .crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
 @media (max-width: 480px) { button[role=tab] { padding: 0 8px !important } }  /* all three fit: no menu for the last */

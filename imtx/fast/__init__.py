@@ -43,9 +43,8 @@ def obstacle(model: ImageTransformer) -> str | None:
 def warm(model: ImageTransformer) -> None:
     """Compiles what this model needs, or reads it from the cache: seconds to half a minute, or half a second."""
     with torch.inference_mode():
-        labels = None
         sources = torch.zeros(1, model.config.source_size, model.config.source_size, 3, dtype=torch.uint8)
-        context = model.context(1, labels, sources if model.config.source_size else None)
+        context = model.context(1, None, sources if model.config.source_size else None)
     uniforms = torch.zeros(1, model.config.positions, model.output.draws, dtype=torch.float64)
     pixels = np.zeros((1, model.config.sub_pixels), np.uint8)
     next(draw_pixels(model, context, uniforms, pixels, known=0, temperature=1.0, every=1))
@@ -114,6 +113,9 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _threads() -> int:
     """As many as there are processors for this process, or OMP_NUM_THREADS if that is set, as PyTorch has it."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked):
-        return int(asked)
+    return int(asked) if asked.isdigit() and int(asked) else processors()
+
+
+def processors() -> int:
+    """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
