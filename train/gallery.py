@@ -9,31 +9,34 @@ sys.path.insert(0, str(ROOT))  # run from a checkout, with nothing installed
 import numpy as np
 import torch
 
+from figures import COMPLETION_TEMPERATURE, UPSCALING_TEMPERATURES, examples
 from imtx import ImageTransformer, draw
 from imtx.demo.gallery import write
-from imtx.images import open_image, source_and_truth, square_crop
+from imtx.demo.models import GENERATOR, UPSCALER
+from imtx.images import area_means
 
-TEMPERATURE = 0.9
-GALLERY, EXAMPLES = ROOT / "assets/gallery", ROOT / "assets/examples"
+GALLERY = ROOT / "assets/gallery"
+TEMPERATURES = (0.9, 1.0)  # below, most samples are even in colour; the figures show them
+CLASSES, ENDINGS = 4, 4  # the canvas has four columns
 
 
 def main() -> None:
-    generator = ImageTransformer.from_pretrained("cifar10-dmol-1d")
-    classes = generator.config.classes
-    pictures = draw(generator, range(8), labels=[i % len(classes) for i in range(8)], temperature=TEMPERATURE)
-    names = ", ".join(classes[i % len(classes)] for i in range(8))
-    write(GALLERY, "generate", pictures.numpy(), f"Drawn earlier: {names}. Press Run for your own.")
+    generator, upscaler = map(ImageTransformer.from_pretrained, (GENERATOR, UPSCALER))
+    size, labels = generator.config.image_size, list(range(CLASSES))
+    pictures = np.concatenate([draw(generator, labels, labels=labels, temperature=t).numpy() for t in TEMPERATURES])
+    text = f"Drawn earlier: {', '.join(generator.config.classes[:CLASSES])}, at temperature {TEMPERATURES[0]}, then at "
+    write(GALLERY, "generate", pictures, f"{text}{TEMPERATURES[1]}. Press Run for your own.")
 
-    truth = square_crop(open_image(sorted((EXAMPLES / "objects").glob("*.png"))[0]), 32)
-    options = {"given": torch.from_numpy(truth), "given_pixels": 512, "temperature": TEMPERATURE}
-    pictures = draw(generator, range(4), **options).numpy()
+    truth = next(iter(examples("objects", size).values()))
+    options = {"given": torch.from_numpy(truth), "given_pixels": size * size // 2, "temperature": COMPLETION_TEMPERATURE}
+    pictures = draw(generator, range(ENDINGS), **options).numpy()
     write(GALLERY, "complete", np.stack([truth, *pictures]), "Drawn earlier: four endings for one picture.")
 
-    upscaler = ImageTransformer.from_pretrained("faces-sr-1d")
-    faces = sorted((EXAMPLES / "faces").iterdir())
-    source, truth = source_and_truth(open_image(faces[0]))
-    pictures = draw(upscaler, range(4), sources=torch.from_numpy(source), temperature=TEMPERATURE).numpy()
-    write(GALLERY, "super-resolve", np.stack([truth, *pictures]), "Drawn earlier: four faces that fit the 8x8 input.")
+    truth = next(iter(examples("faces", upscaler.config.image_size).values()))
+    source = torch.from_numpy(area_means(truth, upscaler.config.image_size // upscaler.config.source_size))
+    pictures = [draw(upscaler, [0], sources=source, temperature=t)[0].numpy() for t in UPSCALING_TEMPERATURES]
+    text = f"Drawn earlier: faces that fit the 8x8 input, at temperatures {', '.join(map(str, UPSCALING_TEMPERATURES))}."
+    write(GALLERY, "super-resolve", np.stack([truth, *pictures]), text)
 
 
 if __name__ == "__main__":
