@@ -107,7 +107,9 @@ def test_parquet_files_that_cannot_be_used_are_named(refusal, tmp_path):
     assert refusal(tmp_path / "none.parquet") == f"{tmp_path}/none.parquet holds no image."
     files(tmp_path, {"text": b"hello"})
     assert "text is not a parquet file" in refusal(tmp_path / "text")
-    assert refusal(tmp_path / "nothing") == f"There is no file or folder {tmp_path}/nothing."
+    assert refusal(tmp_path / "nothing") == (
+        f"There is no file or folder {tmp_path}/nothing. (A data set on the Hugging Face Hub is named OWNER/NAME.)"
+    )
 
 
 # ---- folders of pictures -----------------------------------------------------------------------------------
@@ -173,7 +175,8 @@ def test_folders_that_cannot_be_used_are_named(refusal, tmp_path, monkeypatch):
     folder = tmp_path / "set"
     folder.mkdir()
     for split in ("train", "test"):
-        assert refusal(folder, split=split) == f"{folder} holds no {split}-*.parquet file and no picture."
+        said = refusal(folder, split=split)
+        assert said.startswith(f"{folder} holds no {split}-*.parquet file and no picture. ") and f"{folder}/CLASS/1.png" in said
     files(folder, {"cat/0.png": picture(0), "1.png": picture(1)})
     assert "holds a picture 1.png beside folders with pictures, cat/0.png" in refusal(folder)
     (folder / "1.png").unlink()
@@ -209,8 +212,8 @@ def test_unusable_pictures_are_skipped_counted_and_named(damaged, load, capfd, m
     for _ in range(2):  # decoded, then from the cache
         images = load(path)
         said = capfd.readouterr().err
-        found = [f"Skipped 3 of 10 pictures. The first is {names[i]}: {reason}" for i, reason in zip((2, 5, 7), reasons)]
-        assert any(sentence in said for sentence in found), said
+        assert "Skipped 3 of 10 pictures:\n" in said and "more" not in said
+        assert all(f"\n  {names[i]}: {reason}" in said for i, reason in zip((2, 5, 7), reasons)), said
     seeds = [i for i in range(10) if i not in (2, 5, 7)]
     kept = by_name(images, {str(i): picture(i) for i in seeds})
     assert sorted(kept) == sorted(map(str, seeds))
@@ -236,14 +239,22 @@ def test_a_missing_cell_and_a_missing_file_are_unusable_too(load, capfd, tmp_pat
     kind = pa.struct([("bytes", pa.binary())])
     cells = pa.array([{"bytes": None}, {"bytes": encode(picture(0))}], kind)
     assert_images(load(table(tmp_path / "b.parquet", image=cells)), pictures(1))
-    assert "b.parquet, row 0: there is no picture in it." in capfd.readouterr().err
+    assert "b.parquet, row 0: there is no picture in it\n" in capfd.readouterr().err
 
 
 def test_if_none_can_be_used_that_is_an_error(refusal, tmp_path):
     folder = files(tmp_path / "set", {"a.png": b"hello"})
     assert refusal(folder) == (
-        f"{folder} holds no image that can be used. {folder}/a.png: this is no PNG, JPEG, WebP, GIF, BMP or TIFF picture."
+        f"{folder} holds no image that can be used:\n  {folder}/a.png: this is no PNG, JPEG, WebP, GIF, BMP or TIFF picture"
     )
+
+
+def test_of_many_unusable_pictures_a_handful_is_named(load, capfd, tmp_path):
+    folder = files(tmp_path / "set", {f"{i}.png": b"hello" for i in range(8)} | {"good.png": picture(0)})
+    for _ in range(2):  # decoded, then from the cache
+        load(folder)
+        said = capfd.readouterr().err
+        assert said.count("this is no PNG") == 5 and said.endswith("\n  and 3 more\n")
 
 
 def test_celeba_crop_is_an_option_for_aligned_pictures_only(load, refusal, tmp_path):
@@ -298,6 +309,8 @@ def test_the_last_images_are_held_out_unless_they_are_of_one_kind():
             data.hold_out(images_of(labels), 2)
     with pytest.raises(SystemExit, match="--validation 3 leaves none of the 3 images to train on"):
         data.hold_out(images_of([0, 1, 0]), 3)
+    with pytest.raises(SystemExit, match="^There is one image alone.*give two at least.$"):
+        data.hold_out(images_of([0]), data.validation_size(1, 2000))
 
 
 # ---- the command lines -------------------------------------------------------------------------------------
@@ -321,7 +334,7 @@ def test_a_model_of_ones_own_pictures(tmp_path):
     done = command("train/train.py", *options, "--preset", "tiny", "--output", tmp_path / "run", "--max-steps", 1,
                    "--validation", 4, "--batch-size", 4)
     assert done.returncode == 0, done.stderr
-    assert f"Skipped 1 of 13 pictures. The first is {tmp_path}/set/train/ant/broken.png" in done.stderr
+    assert f"Skipped 1 of 13 pictures:\n  {tmp_path}/set/train/ant/broken.png" in done.stderr
     model = ImageTransformer.from_pretrained(tmp_path / "run/model")
     assert model.config.classes == ("ant", "zebra") and len(PRESETS["tiny"].classes) == 10
     done = command("train/evaluate.py", *options, "--checkpoint", tmp_path / "run/model")

@@ -96,7 +96,7 @@ def test_a_damaged_picture_of_the_hub_is_named(hub, load, refusal, capfd):
     cells = [{"bytes": encode(picture(0)), "path": None}, {"bytes": b"hello", "path": None}]
     hub({"some/faces": {"train": [pa.table({"image": cells})]}})
     assert_images(load("some/faces"), pictures(1))
-    assert "Skipped 1 of 2 pictures. The first is some/faces, split train, row 1: this is no PNG" in capfd.readouterr().err
+    assert "Skipped 1 of 2 pictures:\n  some/faces, split train, row 1: this is no PNG" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["offline", "unknown", "several configurations", "full disk"])

@@ -17,12 +17,13 @@ from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import pictures, small
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from test_train import ROOT, altered, assert_equal, data, last_line, run, train, trained, weights, write  # noqa: F401
 
 import evaluate
 from checkpoints import Checkpoints
 from imtx import ImageTransformer
-from processes import check_sharding
+from processes import check_sharding, told_by_the_launcher
 from report import in_a_sentence
 
 CONFIGS = {path.stem: load_config_from_file(str(path)) for path in (ROOT / "train/configs").glob("*.yaml")}
@@ -190,6 +191,17 @@ def test_processes_that_were_asked_for_and_not_started_are_refused(data, tmp_pat
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")  # starts one
     done = run("train.py", *options(data, tmp_path / "run"), interpreter=launch)
     assert done.returncode != 0 and "Several processes were asked for" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_torchruns_own_report_of_a_refusal_ends_with_its_sentence(tmp_path, monkeypatch):
+    @told_by_the_launcher
+    def main():
+        raise SystemExit("No data.")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit, match="No data."):
+        main()
+    assert ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json")).message == "No data."
 
 
 def test_an_evaluation_in_processes_that_do_not_know_of_each_other_is_refused(monkeypatch):

@@ -1,20 +1,17 @@
-"""The real command lines of train/, on small data made here: what they print, what they leave behind, how they resume.
+"""The real command lines of train/, on small data made here: what they print and what they leave behind.
 
 Each takes two seconds to start. So that it takes little more, `tiny` is a model of 8x8 pictures here unless a test says
-otherwise. Several processes are in test_processes.py.
+otherwise. Resuming is in test_resume.py, several processes are in test_processes.py.
 """
 
 import io
 import json
 import math
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
 import data as data_module
-from checkpoints import Checkpoints
 from likelihood import bits_per_dim
 
 SMALL = dict(image_size=8, layers=1, query_block=16, memory_block=16)  # of `tiny`, in place of its own
@@ -135,24 +131,6 @@ def test_a_run_leaves_a_model_a_log_and_sample_sheets(trained):
     assert record["command"].startswith("python train/train.py --preset tiny") and record["curve"][0][0] == 4
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, trained, tmp_path):
-    interrupted = tmp_path / "run"
-    shutil.copytree(trained / "checkpoints/step-00000004", interrupted / "checkpoints/step-00000004")
-    assert train(data, interrupted, "--max-steps", 8, "--resume", "latest")["steps"] == 8
-    last = "checkpoints/step-00000008"
-    assert_equal(weights(interrupted / last), weights(trained / last))
-
-
-def test_a_resume_that_is_refused_leaves_the_finished_run_as_it_was(data, trained, tmp_path):
-    finished = tmp_path / "run"
-    shutil.copytree(trained, finished)
-    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    done = run(data.with_name("small.py"), "--preset", "tiny", "--data", data, "--output", finished, "--max-steps", 12,
-               "--validation", 4, "--batch-size", 4, "--resume", "lates")
-    assert done.returncode == 1 and "--resume: there is no checkpoint" in done.stderr
-    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
-
-
 def test_a_checkpoint_holds_the_trained_weights_and_their_average_as_models_and_nothing_twice(trained):
     folder = trained / "checkpoints/step-00000008"
     assert {path.name for path in folder.iterdir()} == {
@@ -166,100 +144,6 @@ def test_a_checkpoint_holds_the_trained_weights_and_their_average_as_models_and_
     raw, ema = (ImageTransformer.from_pretrained(folder / name).state_dict() for name in ("raw", "ema"))
     assert not torch.equal(raw["head.weight"], ema["head.weight"])
     assert_equal(ImageTransformer.from_pretrained(trained / "model").state_dict(), ema)
-
-
-def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(data, trained, tmp_path):
-    killed = altered(tmp_path / "killed.py", """
-save = imtx.ImageTransformer.save_pretrained
-def save_pretrained(model, folder):
-    save(model, folder)
-    if "step-00000008" in str(folder):
-        os.kill(os.getpid(), 9)
-imtx.ImageTransformer.save_pretrained = save_pretrained
-""")
-    output = tmp_path / "run"
-    options = ("--preset", "tiny", "--data", data, "--output", output, "--max-steps", 8,
-               "--validation", 4, "--batch-size", 4, "--warmup", 2, "--every", 4)
-    assert run(killed, *options).returncode == -signal.SIGKILL
-    left = {path.name for path in (output / "checkpoints").iterdir()}
-    assert left == {"step-00000004", "before-decay", ".step-00000008.part"}
-    (output / "checkpoints/.step-00000008.part/stale").touch()  # what is left is not written into again
-    assert last_line(run(data.with_name("small.py"), *options, "--resume", "latest"))["steps"] == 8
-    assert {path.name for path in (output / "checkpoints").iterdir()} == {"step-00000004", "before-decay", "step-00000008"}
-    last = "checkpoints/step-00000008"
-    assert not (output / last / "stale").exists()
-    assert_equal(weights(output / last), weights(trained / last))
-
-
-@pytest.fixture
-def folders(tmp_path) -> Checkpoints:
-    """Checkpoints of which only the folders are looked at."""
-    accelerator = SimpleNamespace(
-        register_save_state_pre_hook=lambda hook: None, register_load_state_pre_hook=lambda hook: None,
-        wait_for_everyone=lambda: None, is_main_process=True, save_state=lambda folder: Path(folder).mkdir(),
-    )
-    return Checkpoints(tmp_path, accelerator, raw=None, ema=None, kept=3)
-
-
-@pytest.mark.parametrize(
-    "left, after",
-    [
-        ({".step-00000004.part", "step-00000002"}, {"step-00000002": "step-00000002"}),
-        ({".step-00000004.gone", ".before-decay.part"}, {}),
-        ({".before-decay.part", ".before-decay.old"}, {"before-decay": ".before-decay.old"}),  # between the two renames
-        ({"before-decay", ".before-decay.old"}, {"before-decay": "before-decay"}),  # after them
-    ],
-)
-def test_what_a_killed_run_left_is_cleared_up_and_nothing_whole_is_lost(left, after, folders):
-    for name in left:
-        (folders.folder / name).mkdir()
-        (folders.folder / name / "was").write_text(name)
-    assert folders.in_use() == bool(after)
-    folders.tidy()
-    assert {path.name: (path / "was").read_text() for path in folders.folder.iterdir()} == after
-    assert folders.in_use() == bool(after)
-
-
-def test_checkpoints_are_replaced_kept_and_removed_whole(folders, monkeypatch):
-    for step in range(1, 6):
-        folders.save(f"step-{step:08d}")
-    assert [path.name for path in folders.steps()] == ["step-00000003", "step-00000004", "step-00000005"]
-    (folders.find("latest") / "old").touch()
-    folders.save("step-00000005")
-    assert {path.name for path in folders.folder.iterdir()} == {path.name for path in folders.steps()}
-    assert not list(folders.find("step-00000005").iterdir())
-
-    def killed(folder):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shutil, "rmtree", killed)  # a folder that is removed has lost its name before its files
-    with pytest.raises(KeyboardInterrupt):
-        folders.forget_after(4)
-    assert [path.name for path in folders.steps()] == ["step-00000003", "step-00000004"]
-
-
-def test_a_run_is_prolonged_from_before_its_decay_and_its_old_future_is_gone(data, trained, tmp_path):
-    longer = tmp_path / "run"
-    shutil.copytree(trained / "checkpoints", longer / "checkpoints")  # before-decay is of step 7, the last one of step 8
-    assert train(data, longer, "--max-steps", 9, "--resume", "before-decay", "--every", 100)["steps"] == 9
-    assert {p.name for p in longer.glob("checkpoints/step-*")} == {"step-00000004", "step-00000009"}
-    assert (longer / "checkpoints/before-decay").is_dir()  # and it can be prolonged once more
-
-
-def test_ctrl_c_ends_with_a_checkpoint_and_the_run_goes_on(data, tmp_path):
-    options = ["--preset", "tiny", "--data", data, "--output", tmp_path, "--validation", 4, "--batch-size", 4]
-    command = [sys.executable, data.with_name("small.py"), *map(str, options), "--max-steps"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen([*command, "100000"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    while "1/100000" not in running.stderr.read(1) + running.stderr.readline():  # the bar's first step
-        assert running.poll() is None
-    running.send_signal(signal.SIGINT)
-    _, rest = running.communicate(timeout=100)
-    assert running.returncode != 0 and "Interrupted at step" in rest and "Traceback" not in rest
-    (checkpoint,) = tmp_path.glob("checkpoints/step-*")
-    steps = int(checkpoint.name.removeprefix("step-"))
-    done = run(data.with_name("small.py"), *options, "--max-steps", steps + 2, "--resume", "latest")
-    assert last_line(done)["steps"] == steps + 2
 
 
 def test_a_folder_with_a_run_in_it_is_not_overwritten(data, trained):
@@ -309,7 +193,8 @@ def test_the_other_presets_train_and_evaluate(preset, data, tmp_path):
 )
 def test_data_that_cannot_be_used_is_named(make, sentence, tmp_path):
     make(tmp_path)
-    done = run("train.py", "--preset", "tiny", "--data", tmp_path, "--output", tmp_path / "o", "--max-steps", 1, "--validation", 4)
+    options = ("--preset", "tiny", "--data", tmp_path, "--output", tmp_path / "o", "--max-steps", 1, "--validation", 4)
+    done = run("train.py", *options)
     assert done.returncode != 0 and sentence in done.stderr and "Traceback" not in done.stderr
 
 

@@ -22,6 +22,7 @@ from matplotlib import pyplot as plt
 
 from files import write_whole
 from imtx import PRESETS
+from publishing.records import RECORD, Training
 
 # CIFAR-10 test bits/dim of the paper's categorical model with 8 layers, by block size in sub-pixels.
 PAPER = {8: 4.06, 16: 3.47, 64: 3.13, 256: 2.99}
@@ -30,9 +31,11 @@ PAPER = {8: 4.06, 16: 3.47, 64: 3.13, 256: 2.99}
 def train(block: int, output: Path, options: list[str]) -> float:
     """Bits/dim on the held-out images after training `ablation-<block>` to the end of its budget."""
     folder = output / str(block)
+    if (record := folder / RECORD).exists():  # it had ended when this was killed
+        return Training.load(record).validation_bits_per_dim
     command = [sys.executable, str(Path(__file__).with_name("train.py")), "--preset", f"ablation-{block}"]
     command += ["--output", str(folder), *options]
-    if any((folder / "checkpoints").glob("step-*")):
+    if any((folder / "checkpoints").glob("[!.]*")):
         command += ["--resume", "latest"]
     # Ctrl-C reaches the training too, which ends with a checkpoint: here it is waited for.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,19 +4,27 @@
     step-00001000/*                        accelerate's: optimizers, random states of each process, progress, fp16's scaler;
                                            under FSDP the weights once more, which it insists on
     before-decay/                          the same, of the step at which the rate began to fall
+
+Those that came after the one that a run went on from are in OUTPUT/former-N/checkpoints.
 """
 
 import copy
+import itertools
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 
 from averaging import difference, open_model
+from files import part
 from imtx import ImageTransformer
 from processes import whole
+from publishing.origins import PROGRESS
 
 
 class Checkpoints:
@@ -31,12 +39,16 @@ class Checkpoints:
     def steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
+    def in_order(self) -> list[Path]:
+        """All that there is to resume from, the last one last."""
+        return sorted((file.parent for file in self.folder.glob(f"[!.]*/{PROGRESS}")), key=lambda f: (step_of(f), f.name))
+
     def in_use(self) -> bool:
         """Whether there is something to resume from, be it only after `tidy`."""
         return any(self.folder.glob("[!.]*")) or any(self.folder.glob(".*.old"))
 
     def tidy(self) -> None:
-        """Clears up after a run that was killed while it wrote or removed a checkpoint. For the main process alone."""
+        """Clears up after a run that was killed while it wrote, moved or removed something. For the main process alone."""
         for aside in self.folder.glob(".*.old"):  # killed between the two renames of `save`
             final = self.folder / aside.name.removeprefix(".").removesuffix(".old")
             if not final.exists():
@@ -44,6 +56,13 @@ class Checkpoints:
         for kind in ("step-*", "before-decay*"):
             for rest in self.folder.glob(f".{kind}"):
                 shutil.rmtree(rest)
+        model = self.folder.with_name("model")
+        for rest in model.parent.glob(".model-*"):  # where `save_pretrained` keeps the new model and then the old one
+            if (rest / "old").exists() and not model.exists():  # killed between its two renames
+                os.replace(rest / "new", model)
+            shutil.rmtree(rest)
+        for rest in model.parent.glob(".former-*"):
+            shutil.rmtree(rest)  # copies
 
     def save(self, name: str) -> None:
         """Everything that a resumed run needs, and at most `kept` folders of steps."""
@@ -61,13 +80,15 @@ class Checkpoints:
                 self._remove(old)
 
     def find(self, name: str) -> Path:
-        """The folder of that name, "latest" for the last step. Raises SystemExit with a sentence if there is none."""
+        """The folder of that name, "latest" for the last one. Raises SystemExit with a sentence if there is none."""
+        there = self.in_order()
+        if not there:
+            raise SystemExit(f"--resume {name}: {self.folder} holds no checkpoint yet. Leave --resume out to begin.")
         if name == "latest":
-            if not self.steps():
-                raise SystemExit(f"--resume latest: {self.folder} holds no checkpoint yet.")
-            return self.steps()[-1]
-        if not name or not (self.folder / name).is_dir():
-            raise SystemExit(f"--resume: there is no checkpoint {self.folder / name}.")
+            return there[-1]
+        if self.folder / name not in there:
+            names = ", ".join(folder.name for folder in there)
+            raise SystemExit(f"--resume: there is no checkpoint {self.folder / name}; there are {names}.")
         return self.folder / name
 
     def load(self, folder: Path) -> None:
@@ -88,12 +109,24 @@ class Checkpoints:
             if name == "ema" or not sharded:  # cut-up weights accelerate has put back itself
                 model.load_state_dict(saved[name].state_dict())
 
-    def forget_after(self, step: int) -> None:
-        """Removes the future of a run that now takes another way; "latest" must not find it."""
-        if self.accelerator.is_main_process:
-            for later in self.steps():
-                if int(later.name.removeprefix("step-")) > step:
-                    self._remove(later)
+    def set_aside_after(self, step: int, copied: Sequence[str]) -> None:
+        """Keeps the future of a run that now takes another way, which "latest" must not find, as a run of its own.
+
+        copied: names in OUTPUT of what belongs to that one too. For the main process alone. If it is killed, what has not
+        been moved yet is where it was, the last one too.
+        """
+        later = [folder for folder in self.in_order() if step_of(folder) > step]
+        if not later:
+            return
+        output = self.folder.parent
+        former = next(f for n in itertools.count(1) if not (f := output / f"former-{n}").exists())
+        (part(former) / "checkpoints").mkdir(parents=True)
+        for source in filter(Path.exists, (output / name for name in copied)):
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, part(former) / source.name)
+        os.replace(part(former), former)
+        for folder in later:
+            os.replace(folder, former / "checkpoints" / folder.name)
+        print(f"What this run had after step {step:,} is kept in {former}, which you may delete.", file=sys.stderr)
 
     def _remove(self, folder: Path) -> None:
         gone = folder.with_name(f".{folder.name}.gone")  # first, as half a checkpoint must not be found under its name
@@ -113,3 +146,8 @@ class Checkpoints:
     def _load_weights(self, wrapped: list, folder: str) -> None:
         """accelerate's hook before it loads: it fills the modules left in `wrapped`."""
         wrapped.clear()
+
+
+def step_of(checkpoint: Path) -> int:
+    """How many steps were taken before it was saved."""
+    return torch.load(checkpoint / PROGRESS, weights_only=True)["step"]

@@ -3,17 +3,36 @@
 The processes are those of torch.distributed once an Accelerator has been made, and one alone before.
 """
 
+import json
 import os
+import time
 from collections.abc import Sequence
+from functools import wraps
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, distributed
 
 
+def told_by_the_launcher(main):
+    """A script's main. torchrun's own report of a failure, which comes last and is long, ends with the sentence of a refusal."""
+
+    @wraps(main)
+    def told():
+        try:
+            main()
+        except SystemExit as refusal:
+            if isinstance(refusal.code, str) and (report := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+                Path(report).write_text(json.dumps({"message": refusal.code, "timestamp": int(time.time())}))
+            raise
+
+    return told
+
+
 def check_launch(accelerator: Accelerator) -> None:
     """Refuses a launch that asked for several processes and got single ones, which would all write the same files."""
-    asked = int(os.environ.get("WORLD_SIZE", 1))
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
     # `accelerate launch --cpu --num_processes 2` starts one process, and leaves an address for others that never come.
     pretended = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
     if accelerator.num_processes == 1 and (asked > 1 or pretended):

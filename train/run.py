@@ -16,7 +16,7 @@ from torch import nn
 
 import data
 from checkpoints import Checkpoints
-from files import write_whole
+from files import check_writable, write_whole
 from imtx import ImageTransformer
 from likelihood import bits_per_dim, sources_of
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
@@ -24,11 +24,9 @@ from processes import check_launch, check_sharding
 from publishing import provenance
 from publishing.records import RUN, Training
 from report import Report, in_a_sentence, require_tracker
-from start import Start
+from start import SETTINGS, Start, check_data, check_settings, noted
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
-# What a resumed run must have as it was; budget, rate and precision may change.
-SETTINGS = ("preset", "init", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
 RECORD = "training.json"  # what a finished run leaves for the model card
 LOSSES_A_LINE = 50  # steps between two lines of the log
 
@@ -85,11 +83,18 @@ class Run:
         check_launch(self.accelerator)
         check_sharding(self.accelerator, args.optimizer)
         check_batch(self.accelerator, args)
+        if self.accelerator.is_main_process:
+            check_writable(args.output)  # better now than after decoding
+        before = noted(args.output) if args.resume is not None else {}
+        if args.validation is None:
+            args.validation = before.get("validation")
+        check_settings(args, before)
         set_seed(args.seed)
-        self.start = Start.of(args)
+        self.start = Start.of(args, before)
         images = data.load(args.data, args.split, self.start.config, **data.options(args))
         self.config = data.with_classes(self.start.config, images)
         self.labels = None if images.labels is None else list(images.classes or self.config.classes)  # what theirs stand for
+        check_data(args, before, self.labels, len(images))
         images = data.match_labels(images, self.config.classes, args.data)
         if args.validation is None:
             most = 1000 if args.preset and args.preset.startswith("faces") else 2000
@@ -118,32 +123,21 @@ class Run:
             signal.signal(number, self.interrupt)
 
     def claim_output(self) -> None:
-        """Refuses a folder with another run in it, and to resume a run with settings that change what it computes."""
-        args, note = self.args, self.args.output / RUN
-        settings = {name: getattr(args, name) for name in SETTINGS} | {"labels": self.labels}
+        """Refuses a folder with another run in it, notes what a new one begins with, and clears up after a killed one."""
+        args = self.args
+        if args.resume is None and self.checkpoints.in_use():
+            raise SystemExit(
+                f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder for --output."
+            )
+        note = {name: getattr(args, name) for name in SETTINGS} | {"labels": self.labels, "init_licence": self.start.licence}
+        note["images"] = len(self.images) + len(self.held_out)
         try:
             (args.output / "samples").mkdir(parents=True, exist_ok=True)
             if args.resume is None:
-                if self.checkpoints.in_use():
-                    raise SystemExit(
-                        f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder."
-                    )
-                write_whole(note, json.dumps(settings | {"init_licence": self.start.licence}) + "\n")
+                write_whole(args.output / RUN, json.dumps(note) + "\n")
             self.checkpoints.tidy()
         except OSError as error:
-            raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
-        before = json.loads(note.read_text()) if note.exists() else settings
-        before = {"init": None, "labels": self.labels} | before  # which older runs did not note
-        for name in SETTINGS:
-            there, here = f"--{name.replace('_', '-')} {before[name]}", settings[name]
-            if None in (before[name], here):  # one of --preset and --init stands in for the other
-                there, here = (f"--{n} {s[n]}" for s in (before, settings) for n in ("preset", "init") if s[n])
-            if before[name] != settings[name]:
-                raise SystemExit(f"--resume: this run has {there}, not {here}.")
-        if before["labels"] != self.labels:
-            both = before["labels"], self.labels
-            there, here = ("none" if names is None else ", ".join(names) or "unnamed" for names in both)
-            raise SystemExit(f"--resume: the labels of this run's data are {there}; those of {args.data} are {here}.")
+            raise SystemExit(f"{args.output} cannot be written to: {error.strerror}. Choose another folder.") from error
 
     def interrupt(self, number: int, _) -> None:
         """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint; a second one ends at once."""
@@ -205,8 +199,19 @@ class Run:
         self.checkpoints.save(name or f"step-{self.progress.step:08d}")
 
     def resume(self) -> None:
-        self.checkpoints.load(self.checkpoints.find(self.args.resume))
-        self.checkpoints.forget_after(self.progress.step)
+        """Raises SystemExit, before anything is changed, if the run has ended and its budget is not larger by now."""
+        args, progress = self.args, self.progress
+        self.checkpoints.load(self.checkpoints.find(args.resume))
+        share = progress.share(args)
+        if share == 1 and (args.output / RECORD).exists():  # without: killed in its last validation, which comes once more
+            constant = "; --resume before-decay then goes on at the constant rate" * (args.schedule == "constant")
+            raise SystemExit(
+                f"--resume {args.resume}: the budget is spent, {progress.step:,} steps and {progress.seconds / 60:.1f} minutes. "
+                f"To prolong the run, raise --max-steps or --max-minutes{constant}."
+            )
+        progress.decaying = progress.decaying and share >= 1 - DECAY_SHARE  # no longer, with a larger budget
+        if self.accelerator.is_main_process:
+            self.checkpoints.set_aside_after(progress.step, (RUN, RECORD, "model"))
 
     def save_model(self) -> None:
         if self.accelerator.is_main_process:
@@ -291,5 +296,5 @@ class Run:
             precision=args.mixed_precision, commit=self.commit, validation_bits_per_dim=validation,
             validation_images=len(self.held_out), curve=progress.curve,
         )
-        for folder in (args.output, args.output / "model"):
+        for folder in (args.output / "model", args.output):  # in this order: with the second one the run has ended
             record.save(folder / RECORD)

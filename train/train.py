@@ -6,6 +6,7 @@ raw and ema), OUTPUT/log.jsonl what happened.
 """
 
 import argparse
+import difflib
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 import data
 from imtx import PRESETS
+from processes import told_by_the_launcher
 from run import Run
 
 # Of fresh weights, and of others that are trained on: these have little to lose to a gradient's first steps, and few to take.
@@ -24,7 +26,8 @@ RATES, WARMUPS = (2e-3, 1e-3), (100, 20)
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     begin = parser.add_mutually_exclusive_group(required=True)
-    begin.add_argument("--preset", choices=sorted(PRESETS), help="begin with fresh weights, in this configuration")
+    presets = sorted(PRESETS)
+    begin.add_argument("--preset", metavar="NAME", help=f"begin with fresh weights, in this configuration: {', '.join(presets)}")
     begin.add_argument(
         "--init", metavar="MODEL", help="begin with the weights of a model folder, bundled name or Hub id. It gets the "
         "classes of the data, none if those have none; one that has none already stays so",
@@ -58,8 +61,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=int, default=2, help="checkpoints kept, the last ones; for evaluate.py --average")
     parser.add_argument("--validate-on", type=int, default=200, help="held-out images at each of these (all at the end)")
     parser.add_argument("--track", choices=("tensorboard",), help="log to this as well, in OUTPUT/tensorboard")
-    parser.add_argument("--resume", metavar="NAME", help='"latest", or the name of a folder in OUTPUT/checkpoints')
-    args = parser.parse_args()
+    parser.add_argument("--resume", metavar="NAME", help='"latest", or the name of a folder in OUTPUT/checkpoints; what the run '
+                        "had after that one is kept in OUTPUT/former-1, -2, ...")
+    args, unknown = parser.parse_known_args()
+    if unknown:
+        options = [f"--{name.replace('_', '-')}" for name in vars(args)]
+        parser.error(f"there is no option {unknown[0]}. {nearest(unknown[0].split('=')[0], options)}")
+    if args.preset is not None and args.preset not in PRESETS:
+        parser.error(f"there is no --preset {args.preset}. {nearest(args.preset, presets)}")
     if args.max_steps is None and args.max_minutes is None:
         parser.error("Give a budget: --max-steps, --max-minutes or both.")
     given = args.init is not None
@@ -77,6 +86,13 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def nearest(word: str, names: list[str]) -> str:
+    """A sentence that says what may have been meant."""
+    found = difflib.get_close_matches(word, names, n=1)
+    return f"Did you mean {found[0]}?" if found else "--help lists them."
+
+
+@told_by_the_launcher
 def main() -> None:
     run = Run(arguments())
     run.train()

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .cache import arrays
-from .folders import pictures
 from imtx import Config
+
+from .cache import arrays, listed
+from .folders import pictures
 from .source import Source
 from .tables import hub, parquet, parquet_files
 
@@ -69,15 +70,15 @@ def load(
     """The images that `data` names (see `add_options`), of the size of this configuration's model; the first `limit`.
 
     Larger pictures are cut to the square in their middle and reduced by means over areas. Those that are smaller than the
-    model's, or cannot be decoded, are skipped, and a line says how many. Raises SystemExit with a sentence for data that
-    a model of this configuration cannot use: this is what the command line shows.
+    model's, or cannot be decoded, are skipped, and lines say how many, and which the first are. Raises SystemExit with a
+    sentence for data that a model of this configuration cannot use: this is what the command line shows.
     """
     source = find(data, split, image_column, label_column)
     size, levels = config.image_size, config.levels
     pixels, labels, about = arrays(data, source, size, celeba_crop, strict, cache or default_cache())
     if about["skipped"] and os.environ.get("LOCAL_RANK", "0") == "0":  # a line a machine, not one a process
         skipped, total = about["skipped"], about["skipped"] + about["images"]
-        print(f"Skipped {skipped:,} of {total:,} pictures. The first is {about['first_skipped']}.", file=sys.stderr)
+        print(f"Skipped {skipped:,} of {total:,} pictures{listed(about['first_skipped'], skipped)}", file=sys.stderr)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is the tensor: see Images
         images = Images(torch.from_numpy(pixels), None if labels is None else torch.from_numpy(labels), source.classes)
@@ -101,7 +102,7 @@ def find(data: str, split: str, image_column: str | None = None, label_column: s
             raise SystemExit(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
     if re.fullmatch(r"[\w.-]+/[\w.-]+", data):
         return hub(data, split, image_column, label_column)
-    raise SystemExit(f"There is no file or folder {path}.")
+    raise SystemExit(f"There is no file or folder {path}. (A data set on the Hugging Face Hub is named OWNER/NAME.)")
 
 
 def with_classes(config: Config, images: Images) -> Config:
@@ -161,15 +162,15 @@ def validation_size(images: int, most: int) -> int:
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images]:
     """All but the last `count` images, and these. Raises SystemExit if that leaves none, or leaves out a class."""
+    if len(images) == 1:
+        raise SystemExit("There is one image alone, and one is held out for validation: give two at least.")
     if count >= len(images):
-        raise SystemExit(
-            f"--validation {count} leaves none of the {len(images)} images to train on: {'lower it, or ' * (count > 1)}give more."
-        )
+        raise SystemExit(f"--validation {count} leaves none of the {len(images)} images to train on: lower it, or give more.")
     if images.labels is not None:
         classes, runs = len(images.labels.unique()), 1 + int(images.labels.diff().count_nonzero())
         if runs == classes and 1 < classes < len(images):
             raise SystemExit(
-                f"The images lie class after class: the last {count}, which --validation holds out, are no sample of them. "
+                f"The images lie class after class: the last {count}, held out for validation, are no sample of them. "
                 "Shuffle the data, or make it a folder with a folder a class: these are taken in a mixed order."
             )
     return images[:-count], images[-count:]

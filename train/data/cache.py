@@ -17,7 +17,8 @@ from tqdm import tqdm
 from .pictures import NotAligned, Unusable, decode, fit
 from .source import Source
 
-FORMAT = 1  # to be raised when the same pictures would come out as other pixels
+FORMAT = 2  # to be raised when the same pictures would come out as other pixels, or about.json tells of them otherwise
+NAMED = 5  # of the pictures that are skipped
 
 
 def arrays(
@@ -51,7 +52,7 @@ def arrays(
     except (OSError, ValueError) as error:
         raise SystemExit(f"{folder} cannot be read: {error}. Delete it, and it is made again.") from error
     if strict and about["skipped"]:
-        raise SystemExit(f"{about['first_skipped']}.")
+        raise SystemExit(f"{about['first_skipped'][0]}.")
     return pixels, labels, about
 
 
@@ -60,7 +61,7 @@ def write(folder: Path, data: str, source: Source, size: int, celeba_crop: bool,
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # a killed process left it
     part.mkdir()
-    kept, labels, skipped, first_skipped = 0, [], 0, None
+    kept, labels, skipped, first_skipped = 0, [], 0, []
     try:
         # Written as a file, not through a map: on a full disk a map ends the process with no word.
         with open(part / "pixels.npy", "wb") as pixels:
@@ -71,7 +72,8 @@ def write(folder: Path, data: str, source: Source, size: int, celeba_crop: bool,
                 except Unusable as error:
                     if strict or isinstance(error, NotAligned):
                         raise SystemExit(f"{name}: {error}.") from error
-                    skipped, first_skipped = skipped + 1, first_skipped or f"{name}: {error}"
+                    skipped += 1
+                    first_skipped += [f"{name}: {error}"] if skipped <= NAMED else []
                     continue
                 pixels.write(picture)
                 labels += [] if label is None else [label]
@@ -79,7 +81,8 @@ def write(folder: Path, data: str, source: Source, size: int, celeba_crop: bool,
             pixels.seek(0)
             write_header(pixels, (kept, size, size, 3))
         if not kept:
-            raise SystemExit(f"{data} holds no image" + (f" that can be used. {first_skipped}." if skipped else "."))
+            unusable = f" that can be used{listed(first_skipped, skipped)}" if skipped else "."
+            raise SystemExit(f"{data} holds no image{unusable}")
         if labels:
             np.save(part / "labels.npy", np.array(labels, np.int64))
         about = {"data": data, "images": kept, "skipped": skipped, "first_skipped": first_skipped}
@@ -88,6 +91,12 @@ def write(folder: Path, data: str, source: Source, size: int, celeba_crop: bool,
     finally:
         shutil.rmtree(part, ignore_errors=True)  # a full disk gets its space back
     print(f"Decoded {kept:,} images into {folder}", file=sys.stderr)
+
+
+def listed(first: list[str], count: int) -> str:
+    """A line for each of the first, and one for how many more there are."""
+    more = f"\n  and {count - len(first):,} more" * (count > len(first))
+    return ":" + "".join(f"\n  {line}" for line in first) + more
 
 
 def write_header(file, shape: tuple[int, ...]) -> None:

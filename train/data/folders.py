@@ -24,7 +24,10 @@ def pictures(folder: Path, split: str) -> Source:
     root = split_folder(folder, split)
     paths = walk(root)
     if not paths:
-        raise SystemExit(f"{root} holds no {split}-*.parquet file and no picture.")
+        raise SystemExit(
+            f"{root} holds no {split}-*.parquet file and no picture. Pictures belong into folders by class, {root}/CLASS/1.png, "
+            f"or all into {root} itself."
+        )
     if root == folder and split != "train":
         raise SystemExit(
             f"{folder} is not divided into `train` and `{split}`: keep pictures for `{split}` in a folder of that name, "

@@ -1,0 +1,215 @@
+"""Resuming: a run goes on bit for bit from where it was interrupted or killed; if it goes another way, nothing is lost.
+
+As in test_train.py, `tiny` is a model of 8x8 pictures here.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_train import ROOT, altered, assert_equal, data, last_line, run, train, trained, weights  # noqa: F401, two are fixtures
+
+from checkpoints import PROGRESS, Checkpoints, step_of
+from imtx import ImageTransformer
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, trained, tmp_path):
+    interrupted = tmp_path / "run"
+    shutil.copytree(trained / "checkpoints/step-00000004", interrupted / "checkpoints/step-00000004")
+    assert train(data, interrupted, "--max-steps", 8, "--resume", "latest")["steps"] == 8
+    last = "checkpoints/step-00000008"
+    assert_equal(weights(interrupted / last), weights(trained / last))
+
+
+@pytest.mark.parametrize(
+    "name, steps, sentence",
+    [
+        ("lates", 12, "lates; there are step-00000004, before-decay, step-00000008."),
+        ("latest", 8, "the budget is spent, 8 steps and 0.0 minutes. To prolong the run, raise --max-steps or"),
+    ],
+)
+def test_a_resume_that_is_refused_leaves_the_finished_run_as_it_was(name, steps, sentence, data, trained, tmp_path):
+    finished = tmp_path / "run"
+    shutil.copytree(trained, finished)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    done = run(data.with_name("small.py"), "--preset", "tiny", "--data", data, "--output", finished, "--max-steps", steps,
+               "--batch-size", 4, "--resume", name)
+    assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_killed_in_its_last_validation_is_resumed_to_its_end(data, trained, tmp_path):
+    killed = tmp_path / "run"
+    shutil.copytree(trained, killed, ignore=shutil.ignore_patterns("training.json"))
+    assert train(data, killed, "--max-steps", 8, "--resume", "latest")["steps"] == 8
+    assert (killed / "training.json").exists() and (killed / "model/training.json").exists()
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(data, trained, tmp_path):
+    killed = altered(tmp_path / "killed.py", """
+save = imtx.ImageTransformer.save_pretrained
+def save_pretrained(model, folder):
+    save(model, folder)
+    if "step-00000008" in str(folder):
+        os.kill(os.getpid(), 9)
+imtx.ImageTransformer.save_pretrained = save_pretrained
+""")
+    output = tmp_path / "run"
+    options = ("--preset", "tiny", "--data", data, "--output", output, "--max-steps", 8,
+               "--validation", 4, "--batch-size", 4, "--warmup", 2, "--every", 4)
+    assert run(killed, *options).returncode == -signal.SIGKILL
+    left = {path.name for path in (output / "checkpoints").iterdir()}
+    assert left == {"step-00000004", "before-decay", ".step-00000008.part"}
+    (output / "checkpoints/.step-00000008.part/stale").touch()  # what is left is not written into again
+    assert last_line(run(data.with_name("small.py"), *options, "--resume", "latest"))["steps"] == 8
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {"step-00000004", "before-decay", "step-00000008"}
+    last = "checkpoints/step-00000008"
+    assert not (output / last / "stale").exists()
+    assert_equal(weights(output / last), weights(trained / last))
+
+
+@pytest.fixture
+def folders(tmp_path) -> Checkpoints:
+    """Checkpoints of which only the folders are looked at, and the step in them."""
+    def save_state(folder):
+        Path(folder).mkdir(parents=True)
+        step = int(Path(folder).stem.removeprefix(".step-")) if "step-" in folder else 4
+        torch.save({"step": step}, Path(folder) / PROGRESS)
+
+    accelerator = SimpleNamespace(
+        register_save_state_pre_hook=lambda hook: None, register_load_state_pre_hook=lambda hook: None,
+        wait_for_everyone=lambda: None, is_main_process=True, save_state=save_state,
+    )
+    return Checkpoints(tmp_path / "run/checkpoints", accelerator, raw=None, ema=None, kept=3)
+
+
+@pytest.mark.parametrize(
+    "left, after",
+    [
+        ({".step-00000004.part", "step-00000002"}, {"step-00000002": "step-00000002"}),
+        ({".step-00000004.gone", ".before-decay.part"}, {}),
+        ({".before-decay.part", ".before-decay.old"}, {"before-decay": ".before-decay.old"}),  # between the two renames
+        ({"before-decay", ".before-decay.old"}, {"before-decay": "before-decay"}),  # after them
+    ],
+)
+def test_what_a_killed_run_left_is_cleared_up_and_nothing_whole_is_lost(left, after, folders):
+    for name in left:
+        (folders.folder / name).mkdir(parents=True)
+        (folders.folder / name / "was").write_text(name)
+    assert folders.in_use() == bool(after)
+    folders.tidy()
+    assert {path.name: (path / "was").read_text() for path in folders.folder.iterdir()} == after
+    assert folders.in_use() == bool(after)
+
+
+def test_checkpoints_are_replaced_kept_and_removed_whole(folders, monkeypatch):
+    for step in range(1, 6):
+        folders.save(f"step-{step:08d}")
+    assert [path.name for path in folders.steps()] == ["step-00000003", "step-00000004", "step-00000005"]
+    (folders.find("latest") / "old").touch()
+    folders.save("step-00000005")
+    assert {path.name for path in folders.folder.iterdir()} == {path.name for path in folders.steps()}
+    assert not (folders.find("step-00000005") / "old").exists()
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)  # a folder that is removed has lost its name before its files
+    with pytest.raises(KeyboardInterrupt):
+        folders.save("step-00000006")
+    assert [path.name for path in folders.steps()] == ["step-00000004", "step-00000005", "step-00000006"]
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3, 9])  # before the run is killed
+def test_the_future_of_a_run_that_goes_another_way_is_kept_whole(renames, folders, monkeypatch):
+    for name in ("step-00000003", "step-00000005", "before-decay", "step-00000006"):  # before-decay: step 4
+        folders.save(name)
+    output, replace = folders.folder.parent, os.replace
+    (output / "run.json").write_text("began")
+    calls = []
+
+    def killed(*names):
+        calls.append(names)
+        if len(calls) > renames:
+            raise KeyboardInterrupt
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", killed)
+    try:
+        folders.set_aside_after(3, ("run.json", "training.json"))
+    except KeyboardInterrupt:
+        assert folders.find("latest").name == "step-00000006"  # as if nothing had been asked for
+    else:
+        assert folders.find("latest").name == "step-00000003"
+    monkeypatch.undo()
+    folders.tidy()
+    assert {path.name for path in output.iterdir()} == {"checkpoints", "run.json", *["former-1"][:renames]}
+    assert sorted(path.parent.name for path in output.rglob(PROGRESS)) == [
+        "before-decay", "step-00000003", "step-00000005", "step-00000006"
+    ]
+    folders.set_aside_after(3, ("run.json",))
+    assert folders.find("latest").name == "step-00000003" and len(list(output.rglob(PROGRESS))) == 4
+    assert all((former / "run.json").read_text() == "began" for former in output.glob("former-*"))
+
+
+def test_the_latest_checkpoint_is_that_of_the_last_step_by_any_name(folders):
+    for name in ("step-00000003", "before-decay", "step-00000005"):  # before-decay: step 4
+        folders.save(name)
+    folders.set_aside_after(4, ())
+    assert folders.find("latest").name == "before-decay"
+
+
+def test_a_run_is_prolonged_from_before_its_decay_and_its_old_end_is_a_run_of_its_own(data, trained, tmp_path):
+    longer, former, last = tmp_path / "run", tmp_path / "run/former-1", "checkpoints/step-00000008"
+    shutil.copytree(trained, longer)  # before-decay is of step 7, the last one of step 8
+    assert train(data, longer, "--max-steps", 9, "--resume", "before-decay", "--every", 100)["steps"] == 9
+    assert {p.name for p in longer.glob("checkpoints/step-*")} == {"step-00000004", "step-00000009"}
+    assert (longer / "checkpoints/before-decay").is_dir()  # and it can be prolonged once more
+    assert_equal(weights(former / last), weights(trained / last))
+    assert {p.name for p in former.iterdir()} == {"checkpoints", "model", "run.json", "training.json"}
+    assert (former / "model/training.json").read_bytes() == (trained / "model/training.json").read_bytes()
+
+    assert train(data, former, "--max-steps", 20, "--resume", "latest", "--every", 100)["steps"] == 20
+    assert step_of(former / "checkpoints/before-decay") == 17  # with a larger budget the rate falls once more
+
+
+def test_a_run_killed_while_its_model_is_replaced_has_it_back_when_it_goes_on(data, tmp_path):
+    killed = altered(tmp_path / "killed.py", """
+from pathlib import Path
+rename = Path.rename
+def rename_or_die(path, target):
+    if str(target).endswith("run/model") and Path(path).with_name("old").exists():
+        os.kill(os.getpid(), 9)
+    return rename(path, target)
+Path.rename = rename_or_die
+""")
+    output = tmp_path / "run"
+    options = ("--preset", "tiny", "--data", data, "--output", output, "--max-steps", 9, "--batch-size", 4, "--every", 2)
+    assert run(killed, *options).returncode == -signal.SIGKILL
+    assert len(list(output.glob(".model-*"))) == 1 and not (output / "model").exists()
+    assert "there is no checkpoint" in run(data.with_name("small.py"), *options, "--resume", "none").stderr
+    assert not list(output.glob(".model-*"))
+    ema = ImageTransformer.from_pretrained(output / "checkpoints/step-00000004/ema").state_dict()
+    assert_equal(ImageTransformer.from_pretrained(output / "model").state_dict(), ema)
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_the_run_goes_on(data, tmp_path):
+    options = ["--preset", "tiny", "--data", data, "--output", tmp_path, "--validation", 4, "--batch-size", 4]
+    command = [sys.executable, data.with_name("small.py"), *map(str, options), "--max-steps"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen([*command, "100000"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    while "1/100000" not in running.stderr.read(1) + running.stderr.readline():  # the bar's first step
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, rest = running.communicate(timeout=100)
+    assert running.returncode != 0 and "Interrupted at step" in rest and "Traceback" not in rest
+    (checkpoint,) = tmp_path.glob("checkpoints/step-*")
+    steps = int(checkpoint.name.removeprefix("step-"))
+    done = run(data.with_name("small.py"), *options, "--max-steps", steps + 2, "--resume", "latest")
+    assert last_line(done)["steps"] == steps + 2
