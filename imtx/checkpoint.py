@@ -7,12 +7,14 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, save_torch_state_dict, snapshot_download
+from huggingface_hub import constants, snapshot_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from .config import Config
 
@@ -29,14 +31,36 @@ class CheckpointError(Exception):
     """A model folder cannot be found or loaded. The message names the file and the cause."""
 
 
-def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes config.json and weights to `folder`, all or nothing: an old model there is replaced at the end.
+@dataclass(frozen=True)
+class Origin:
+    """What weights were made from. It stays with them, in the metadata of every shard, so that no copy loses the licence.
 
-    dtype: of the matrices inside the blocks. All else is stored in float32: it is little, and rounded to bfloat16 it cost
-    the bundled models 0.004 bits/dim and more, of which the matrices made less than 0.0001.
+    Raises ValueError for what is none.
+    """
+
+    init: str | None = None  # the model that was trained on
+    average_of: tuple[str, ...] = ()  # the models whose mean they are
+    licence: dict[str, str | None] | None = None  # of all these or, if it binds, of their data: "id", "name", "link" (Hub)
+
+    def __post_init__(self):
+        object.__setattr__(self, "average_of", tuple(self.average_of))
+        named = (self.init, *self.average_of, *(self.licence or {}).values())
+        if not all(word is None or isinstance(word, str) for word in named):
+            raise ValueError(f"names must be words, got {named}.")
+        if self.licence is not None and (self.licence.keys() != {"id", "name", "link"} or not self.licence["id"]):
+            raise ValueError(f"licence must have id, name and link, got {self.licence}.")
+
+
+def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes config.json and weights to `folder`, all or nothing: an old model there is replaced at the end. Raises OSError.
+
+    dtype: torch.float32 or torch.bfloat16, of the matrices inside the blocks. All else is stored in float32: it is little,
+    and rounded to bfloat16 it cost the bundled models 0.004 bits/dim and more, of which the matrices made less than 0.0001.
 
     Files of other names in the folder, a README.md say, stay.
     """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype!r}.")
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
@@ -46,9 +70,7 @@ def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
             name: tensor.to(dtype if in_a_block(name) and tensor.ndim == 2 else torch.float32).contiguous()
             for name, tensor in model.state_dict().items()
         }
-        save_torch_state_dict(weights, new, max_shard_size=SHARD_SIZE)
-        for shard in new.iterdir():
-            shard.chmod(0o644)  # safetensors writes files that only their owner can read
+        _write_shards(weights, new, model.origin)
         model.config.save(new / "config.json")
         if folder.exists():
             for kept in folder.iterdir():
@@ -64,6 +86,34 @@ def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
                 raise
         else:
             new.rename(folder)
+
+
+def _write_shards(weights: dict[str, torch.Tensor], folder: Path, origin: Origin | None) -> None:
+    """Like huggingface_hub's save_torch_state_dict, which leaves shards without metadata where there are several."""
+    metadata = {"format": "pt"} | ({} if origin is None else {"origin": json.dumps(asdict(origin))})
+    split = split_torch_state_dict_into_shards(weights, max_shard_size=SHARD_SIZE)
+    for shard, names in split.filename_to_tensors.items():
+        try:
+            save_file({name: weights[name] for name in names}, folder / shard, metadata)
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(str(error)) from error
+        (folder / shard).chmod(0o644)  # safetensors writes files that only their owner can read
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def load_origin(folder: Path) -> Origin | None:
+    """What the weights in `folder` say that they were made from; None: nothing. Raises CheckpointError."""
+    for shard in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                noted = (file.metadata() or {}).get("origin")
+            if noted is not None:
+                return Origin(**json.loads(noted))
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{shard} does not tell what it was made from ({error}). Download it again.") from error
+    return None
 
 
 def load(model_class, folder: Path):
@@ -109,6 +159,7 @@ def load(model_class, folder: Path):
                 f"config.json asks for {tuple(expected[name].shape)}."
             )
     model.load_state_dict(weights)
+    model.origin = load_origin(folder)
     return model.eval()
 
 
@@ -125,8 +176,12 @@ def find(name: str | Path, revision: str | None = None) -> Path:
     if (BUNDLED / path.name / "config.json").is_file() and path.name == str(name):
         return BUNDLED / path.name
     if len(path.parts) != 2 or path.is_absolute():
-        bundled = ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))) or "none"
-        raise CheckpointError(f"There is no folder {name} and no bundled model of that name (bundled: {bundled}).")
+        if bundled := ", ".join(sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))):
+            raise CheckpointError(f"There is no folder {name} and no bundled model of that name (bundled: {bundled}).")
+        raise CheckpointError(
+            f"There is no folder {name}, and no model is bundled here: weights come with the repository and its Space, not with "
+            "the package. Name a Hub id, owner/name, or a folder in assets/weights of a checkout."
+        )
     return _download(str(name), revision)
 
 

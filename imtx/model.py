@@ -196,10 +196,12 @@ class ImageTransformer(
 
     # ---- files ---------------------------------------------------------------------------------------------
 
+    origin: checkpoint.Origin | None = None  # what the weights were made from, if that is known: saved and loaded with them
+
     def save_pretrained(self, save_directory: str | Path, *, dtype: torch.dtype = torch.float32, **hub_options):
         """Writes config.json and safetensors shards of at most 9 MB, matrices inside the blocks in `dtype`.
 
-        With torch.bfloat16 the compiled sampler is faster. See `imtx.checkpoint.save`.
+        That is torch.float32 or torch.bfloat16, with which the compiled sampler is faster. See `imtx.checkpoint.save`.
 
         hub_options (`push_to_hub`, `repo_id`, ...) are those of `PyTorchModelHubMixin.save_pretrained`.
         """

@@ -1,15 +1,19 @@
 """Model folders: what is saved is what is loaded, and what cannot be loaded says why."""
 
+import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import conditions, pictures, small, small_config
 from imtx import CheckpointError, Config, ImageTransformer, checkpoint
+from imtx.checkpoint import Origin
 
 
 @pytest.fixture
@@ -95,6 +99,53 @@ def test_the_folders_above_are_made(tmp_path):
     assert shards(tmp_path / "a" / "b")
 
 
+def test_weights_are_float32_or_bfloat16(tmp_path):
+    for wrong in ("bf16", torch.float16, None):
+        with pytest.raises(ValueError, match=f"dtype must be torch.float32 or torch.bfloat16, got {wrong!r}"):
+            small("dmol", "class").save_pretrained(tmp_path / "model", dtype=wrong)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- where weights come from ---------------------------------------------------------------------------------
+
+LICENCE = {"id": "other", "name": "my-own", "link": None}
+
+
+@pytest.mark.parametrize("shard_size", [9_000_000, 20_000])
+def test_what_weights_were_made_from_stays_with_each_shard(shard_size, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARD_SIZE", shard_size)
+    model = small("dmol", "class")
+    model.origin = Origin("they/theirs", ("a", "b"), LICENCE)
+    model.save_pretrained(tmp_path / "one")
+    again = ImageTransformer.from_pretrained(tmp_path / "one")
+    again.save_pretrained(tmp_path / "two", dtype=torch.bfloat16)
+    copy.deepcopy(again).save_pretrained(tmp_path / "three")  # as a run does with its average
+    assert_same_weights(again, model)
+    for folder in (tmp_path / "one", tmp_path / "two", tmp_path / "three"):
+        assert ImageTransformer.from_pretrained(folder).origin == model.origin
+        for shard in shards(folder):
+            alone = tmp_path / "alone"
+            alone.mkdir()
+            (alone / "model.safetensors").write_bytes(shard.read_bytes())
+            assert checkpoint.load_origin(alone) == model.origin
+            shutil.rmtree(alone)
+
+
+def test_weights_that_were_made_from_nothing_say_nothing(saved):
+    assert ImageTransformer.from_pretrained(saved).origin is None
+    with safe_open(shards(saved)[0], framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    "noted", ["{", "[]", "7", '{"made_of": 1}', '{"init": 7}', '{"licence": "mit"}', '{"licence": {"id": "mit"}}']
+)
+def test_an_origin_that_cannot_be_read_is_not_passed_over(noted, saved):
+    shard = shards(saved)[0]
+    save_file(load_file(shard), shard, {"format": "pt", "origin": noted})
+    assert_refused(saved, shard, "does not tell what it was made from")
+
+
 # ---- saving over something ----------------------------------------------------------------------------------
 
 
@@ -111,7 +162,7 @@ def test_saving_over_a_model_keeps_other_files_and_no_old_shards(sharded, monkey
     assert_same_weights(ImageTransformer.from_pretrained(sharded), new)
 
 
-@pytest.mark.parametrize("victim", ["imtx.config.Config.save", "imtx.checkpoint.save_torch_state_dict"])
+@pytest.mark.parametrize("victim", ["imtx.config.Config.save", "imtx.checkpoint.save_file"])
 def test_a_save_that_fails_leaves_the_old_model(saved, monkeypatch, victim):
     def fail(*_, **__):
         raise OSError("No space left on device")
@@ -122,6 +173,17 @@ def test_a_save_that_fails_leaves_the_old_model(saved, monkeypatch, victim):
         small("categorical", "sr").save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_disk_that_is_full_is_an_oserror(saved, monkeypatch):
+    def fail(*_):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        small("categorical", "sr").save_pretrained(saved)
+    monkeypatch.undo()
+    assert_same_weights(ImageTransformer.from_pretrained(saved), small("dmol", "class"))
 
 
 def test_a_save_that_fails_at_the_very_end_leaves_the_old_model(saved, monkeypatch):
@@ -226,6 +288,12 @@ def test_a_file_is_no_folder(saved):
 def test_an_unknown_name():
     assert_refused("no-such-model", "no-such-model", "no bundled model")
     assert_refused("/no/such/folder", "/no/such/folder")
+
+
+def test_an_installed_package_has_no_weights_and_says_where_they_are(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "BUNDLED", tmp_path / "assets" / "weights")
+    name = "cifar10-dmol-1d"
+    assert_refused(name, f"There is no folder {name}", "not with the package", "Name a Hub id", "assets/weights of a checkout")
 
 
 def test_a_hub_id_without_a_hub(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from conftest import FAMILIES, KINDS, LAYOUTS, SIZE, conditions, pictures, pictures_for, select, small
 from imtx import ImageTransformer, dmol, draw, fast, sample, sampling
-from imtx.checkpoint import HUB_IDS
+from imtx.checkpoint import BUNDLED
 from imtx.fast.step import advance
 from imtx.fast.weights import allocate, pack
 from imtx.sampling import noise
@@ -105,7 +105,7 @@ def test_log_probabilities_agree_over_whole_pictures(kind, bfloat16):
     torch.testing.assert_close(found, model.log_prob(pixels, **condition), rtol=0, atol=MARGIN)
 
 
-@pytest.mark.parametrize("name", sorted(HUB_IDS))
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
 def test_the_bundled_weights_agree(name):
     model = ImageTransformer.from_pretrained(name)
     assert pack(model)[1].qkv.dtype == np.uint16  # they are stored so that they take the fastest way

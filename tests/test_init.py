@@ -13,7 +13,7 @@ from conftest import CLASSES, SIZE, pictures, small, small_config
 from PIL import Image
 
 from imtx import PRESETS, ImageTransformer, draw
-from imtx.checkpoint import BUNDLED
+from imtx.checkpoint import BUNDLED, Origin
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
@@ -25,8 +25,10 @@ import sample
 import train
 from averaging import open_model
 from publishing.cards import Entry, binding, licence_of
-from publishing.records import Training, origin
-from start import init_licence, relabelled
+from publishing import origins
+from publishing.origins import licence as init_licence, origin
+from publishing.records import Training
+from start import relabelled
 
 NC = dict(id="other", name="celeba-non-commercial-research", link="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html")
 OWN = ("--data-name", "My photos", "--data-licence", "they are mine")
@@ -226,17 +228,29 @@ def test_a_run_is_resumed_with_what_it_began_with(start, here, tmp_path, refusal
     again = ("--resume", "latest", "--data")
     small("dmol", "class").float().save_pretrained(tmp_path / "second")
     said = refusal(start, *again, "photos", init=tmp_path / "second")
-    assert said == f"--resume: this run has --init base, not {tmp_path / 'second'}."
+    assert said.startswith(f"--resume: this run has --init base, not {tmp_path / 'second'}. Go on with what it has, or choose")
     draw_pictures(tmp_path / "large", 20, ("cat", "owl"), seed=1)
     for path in tmp_path.glob("large/*/*.png"):
         Image.open(path).resize((40, 40)).save(path)
     said = refusal(start, *again, tmp_path / "large", "--preset", "tiny", init=None)
-    assert said == "--resume: this run has --init base, not --preset tiny."
+    assert said.startswith("--resume: this run has --init base, not --preset tiny. ")
     other = draw_pictures(tmp_path / "others", 20, ("emu", "owl"))
     said = refusal(start, *again, other)
-    assert said == f"--resume: the labels of this run's data are cat, owl; those of {other} are emu, owl."
-    assert refusal(start, *again, "flat").endswith("are cat, owl; those of flat are none.")
-    assert start(*again, "photos")["steps"] == 2
+    assert said.startswith(f"--resume: the labels of this run's data are cat, owl; those of {other} are emu, owl. Give what")
+    assert "are cat, owl; those of flat are none." in refusal(start, *again, "flat")
+    assert start(*again, "photos", init=here / "base")["steps"] == 2  # by another name
+
+
+def test_a_run_is_not_resumed_on_more_or_fewer_pictures(start, here, tmp_path, refusal):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(here / "flat", pictures)
+    start("--data", pictures, steps=1)
+    for i, change in enumerate((lambda: (pictures / "0.png").unlink(), lambda: draw_pictures(pictures, 21))):
+        change()
+        said = refusal(start, "--data", pictures, "--resume", "latest")
+        assert f"They had 20 images when this run began, {pictures} has {(19, 21)[i]}. Give what it began with, or" in said
+    (pictures / "20.png").unlink()
+    assert start("--data", pictures, "--resume", "latest")["steps"] == 2
 
 
 def test_the_notes_of_older_runs_are_read(start, here, tmp_path, refusal):
@@ -244,10 +258,10 @@ def test_the_notes_of_older_runs_are_read(start, here, tmp_path, refusal):
     note = tmp_path / "run/run.json"
     told = json.loads(note.read_text())
     assert (told["init"], told["preset"], told["labels"]) == ("base", None, ["cat", "owl"])
-    old = {name: value for name, value in told.items() if name not in ("init", "labels", "init_licence")}
+    old = {name: value for name, value in told.items() if name not in ("init", "labels", "images", "init_licence")}
     note.write_text(json.dumps(old | {"preset": "tiny"}))
     said = refusal(start, "--resume", "latest", "--data", "photos")
-    assert said == "--resume: this run has --preset tiny, not --init base."
+    assert said.startswith("--resume: this run has --preset tiny, not --init base. ")
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------
@@ -263,6 +277,9 @@ def test_the_notes_of_older_runs_are_read(start, here, tmp_path, refusal):
         (("--data", "flat", "--validation", 20), "base", "--validation 20 leaves none of the 20 images to train on: lower it"),
         (("--data", "base"), "base", "holds no train-*.parquet file and no picture"),
         (("--data", "tiny-pictures"), "base", "7x8, too small for the model's 8x8"),
+        (("--data", "flat", "--preset", "cifar-dmol-1d"), None, "no --preset cifar-dmol-1d. Did you mean cifar10-dmol-1d?"),
+        (("--data", "flat", "--preset", "?"), None, "there is no --preset ?. --help lists them."),
+        (("--data", "flat", "--laerning-rate", 1), "base", "no option --laerning-rate. Did you mean --learning-rate?"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(words, init, sentence, start, here, tmp_path, refusal):
@@ -271,6 +288,13 @@ def test_what_cannot_be_is_said_in_a_sentence(words, init, sentence, start, here
         Image.new("RGB", (SIZE - 1, SIZE)).save(here / "tiny-pictures/1.png")
     assert sentence in refusal(start, *words, init=init)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(start, tmp_path, refusal):
+    (tmp_path / "file").touch()
+    said = refusal(start, "--data", "flat", "--cache", tmp_path / "cache", output="file/run")
+    assert said == f"--output: {tmp_path}/file/run cannot be written to: Not a directory. Choose another folder."
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_runs_own_folder_is_no_model_and_those_inside_are_named(start, here, tmp_path, refusal):
@@ -295,7 +319,7 @@ def test_a_licence_is_found_by_card_by_record_and_through_a_run(start, here, tmp
     start("--data", "flat", init="upscaler", steps=1)
     assert json.loads((tmp_path / "run/run.json").read_text())["init_licence"] == NC
     for folder in ("model", "checkpoints/step-00000001/raw", "checkpoints/step-00000001/ema"):
-        assert origin(tmp_path / "run" / folder) == ("upscaler", NC)
+        assert open_model(tmp_path / "run" / folder).origin == origin(tmp_path / "run" / folder) == Origin("upscaler", licence=NC)
         assert init_licence(str(tmp_path / "run" / folder)) == NC
     start("--data", "flat", init=tmp_path / "run/model", output="second", steps=1)  # and on
     assert Training.load(tmp_path / "second/training.json").init_licence == NC
@@ -303,21 +327,20 @@ def test_a_licence_is_found_by_card_by_record_and_through_a_run(start, here, tmp
 
 
 def test_the_card_of_a_hub_model_is_fetched_with_its_weights(here, monkeypatch, capsys):
-    import start as module
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     snapshot = here / "snapshots" / "abc"
     shutil.copytree(here / "base", snapshot, dirs_exist_ok=True)
     asked = []
-    monkeypatch.setattr(module, "find", lambda name: snapshot)
+    monkeypatch.setattr(origins, "find", lambda name: snapshot)
     fetch = lambda *a, **k: asked.append((a, k)) or str(here / "upscaler/README.md")  # noqa: E731
-    monkeypatch.setattr(module, "hf_hub_download", fetch)
+    monkeypatch.setattr(origins, "hf_hub_download", fetch)
     assert init_licence("they/faces") == NC and asked == [(("they/faces", "README.md"), {"revision": "abc"})]
 
     def fail(*_, **__):
         raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr(module, "hf_hub_download", fail)
+    monkeypatch.setattr(origins, "hf_hub_download", fail)
     assert init_licence("they/faces") is None and "they/faces cannot be read, nor its licence" in capsys.readouterr().err
 
 
@@ -348,6 +371,18 @@ def tuned(start, tmp_path):
 def dry(model: Path, output: Path, *words) -> str:
     publish.main([str(model), "me/mine", *OWN, *words, "--data", "tested", "--dry-run", "--output", str(output)])
     return (output / "README.md").read_text()
+
+
+def test_a_copy_of_what_was_trained_on_from_a_non_commercial_start_stays_bound(start, tmp_path, refusal):
+    start("--data", "flat", init="upscaler", steps=1)
+    start("--data", "flat", "--resume", "latest", init="upscaler", steps=2)
+    for name in ("model", "checkpoints/step-00000002/raw"):
+        copy = tmp_path / Path(name).name
+        copy.mkdir()
+        for path in (tmp_path / "run" / name).iterdir():
+            if path.suffix == ".safetensors" or path.name == "config.json":
+                shutil.copy(path, copy)
+        assert "--licence: upscaler leaves no choice" in refusal(dry, copy, tmp_path / "out", "--licence", "apache-2.0")
 
 
 @pytest.mark.parametrize("folder", ["model", "checkpoints/step-00000001/ema"])

@@ -1,108 +1,32 @@
-"""train/publish.py: the folder that it writes, tells the truth and uploads; train/zoo.py."""
+"""train/publish.py: the folder that it writes, and whether it tells the truth; train/zoo.py."""
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, SIZE, SOURCE, pictures, small
-from huggingface_hub import ModelCard, errors
+from conftest import CLASSES, SIZE, SOURCE, small
+from huggingface_hub import ModelCard
 from PIL import Image
+from publish_fixtures import (  # noqa: F401, some are fixtures
+    DRY, IMAGES, OWN, ROOT, cell, contents, dry, fake, files, here, refusal,
+)
 from safetensors import safe_open
 from test_evaluate import reduced
 from test_records import RUN
-from test_train import write
 
 from imtx import ImageTransformer, draw
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "train"))
-
-import evaluate
-from publishing import hub
 import data
+import evaluate
 import publish
 import zoo
-from publishing.cards import Entry
+from publishing import licences
+from publishing.cards import FREE, Entry
+from publishing.known_data import KNOWN
 from publishing.records import Evaluation, Training
-
-IMAGES = pictures(11)
-OWN = ("--data-name", "My photos", "--data-licence", "they are mine", "--licence", "cc0-1.0")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    """Two models, the super-resolution one with a record of its training, and images to measure them on."""
-    folder = tmp_path_factory.mktemp("files")
-    small("dmol", "class").float().save_pretrained(folder / "generator")
-    small("categorical", "sr").float().save_pretrained(folder / "upscaler")
-    Training(**RUN).save(folder / "upscaler/training.json")
-    write(folder / "images.parquet", IMAGES.numpy(), labels=[i % 2 for i in range(11)])
-    return folder
-
-
-@pytest.fixture
-def here(files, monkeypatch) -> Path:
-    monkeypatch.chdir(files)
-    return files
-
-
-@pytest.fixture
-def dry(here, tmp_path):
-    """Writes the folder of a model and returns it."""
-
-    def dry(checkpoint: str, *options, repo: str = "me/mine", name: str = "out") -> Path:
-        publish.main([checkpoint, repo, *map(str, options), "--dry-run", "--output", str(tmp_path / name)])
-        return tmp_path / name
-
-    return dry
-
-
-@pytest.fixture
-def refusal(capsys):
-    """The sentence with which a command ends."""
-
-    def refusal(*arguments) -> str:
-        with pytest.raises(SystemExit) as ended:
-            publish.main([str(argument) for argument in arguments])
-        assert ended.value.code != 0
-        return capsys.readouterr().err if isinstance(ended.value.code, int) else str(ended.value)
-
-    return refusal
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    """In place of HfApi: its calls, the files of the last upload, and what it should raise at which call."""
-    fake = SimpleNamespace(calls=[], uploaded={}, fails={}, private=True)
-
-    class Api:
-        def __getattr__(self, name):
-            def call(*positional, **named):
-                fake.calls.append((name, positional, named))
-                if name in fake.fails:
-                    raise fake.fails[name]
-                if name == "upload_folder":
-                    fake.uploaded = contents(Path(named["folder_path"]))
-                return SimpleNamespace(commit_url="https://hub/commit/1", private=fake.private)
-
-            return call
-
-    monkeypatch.setattr(hub, "HfApi", Api)
-    return fake
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def cell(folder: Path, row: str) -> str:
-    (line,) = (line for line in (folder / "README.md").read_text().splitlines() if line.startswith(f"| {row} |"))
-    return line.removeprefix(f"| {row} | ").removesuffix(" |")
 
 
 def tiles(folder: Path, columns: int) -> list[np.ndarray]:
@@ -212,13 +136,43 @@ def test_weights_stored_as_bfloat16_are_the_ones_measured(dry, here, refusal, tm
     assert "3.000" in cell(dry(str(folder), *options, name="again"), "Bits/dim")  # nothing left to round
 
 
-def test_weights_of_unknown_origin_are_told_to_whoever_chooses_a_licence(dry, here, capsys):
-    dry("generator", *OWN, "--data", "images.parquet", name="known")
-    told = "has no training.json: nothing here tells what its weights were trained on from." in capsys.readouterr().err
-    assert told == (not (here / "generator/training.json").exists())
-    (here / "generator/training.json").unlink(missing_ok=True)
-    dry("generator", *OWN, "--data", "images.parquet", name="unknown")
-    assert "has no training.json: nothing here tells" in capsys.readouterr().err
+def test_weights_of_unknown_origin_are_told_to_whoever_chooses_a_licence(dry, capsys):
+    dry("upscaler", *OWN, "--data", "images.parquet", name="known")
+    assert capsys.readouterr().err == ""
+    dry("generator", *OWN, name="unknown")
+    assert "has no training.json: nothing here tells what its weights were trained on from." in capsys.readouterr().err
+
+
+def test_a_licence_that_the_hub_does_not_know_has_a_name_and_a_text(dry):
+    link = "https://example.org/mine.txt"
+    words = ("--licence", "other", "--licence-name", "my-licence-1.0", "--licence-link", link)
+    folder = dry("generator", *OWN[:4], *words)
+    found = ModelCard((folder / "README.md").read_text()).data
+    assert (found.license, found.license_name, found.license_link) == ("other", "my-licence-1.0", link)
+    assert cell(folder, "Licence") == f"weights: `my-licence-1.0` ({link}); data: they are mine"
+    assert ImageTransformer.from_pretrained(folder).origin is None  # a choice, which does not bind
+
+
+@pytest.mark.parametrize(
+    "licence, sentence",
+    [
+        (["Apache-2.0"], "the Hub knows no Apache-2.0, did you mean apache-2.0?"),
+        (["apache2"], "the Hub knows no apache2, did you mean apache-2.0?"),
+        (["CC BY 4.0"], "the Hub knows no CC BY 4.0, did you mean cc-by-4.0?"),
+        (["proprietary"], "the Hub knows no proprietary, take one of these, or other with a name and a link of its own: https://"),
+        (["other"], "--licence other needs --licence-name"),
+        (["other", "--licence-name", "mine"], "and --licence-link, the http(s) address"),
+        (["other", "--licence-name", "My own", "--licence-link", "https://example.org"], "--licence other needs --licence-name"),
+        (["other", "--licence-name", "mine", "--licence-link", "LICENSE"], "the http(s) address of its text"),
+        (["mit", "--licence-name", "mine"], "--licence-name and --licence-link go with --licence other"),
+    ],
+)
+def test_a_licence_is_one_that_the_hub_takes(licence, sentence, here, refusal):
+    assert sentence in refusal("generator", "me/x", *OWN[:4], "--licence", *licence, *DRY)
+
+
+def test_the_licences_that_leave_a_choice_are_the_hubs():
+    assert FREE < licences.HUB and {data.weights.id for data in KNOWN.values() if data.weights} <= licences.HUB
 
 
 # ---- the sheet ---------------------------------------------------------------------------------------------
@@ -247,7 +201,9 @@ def test_a_sheet_of_a_celeba_model_is_of_portraits_that_anyone_may_publish(dry):
 
 
 def test_they_are_shown_when_asked_for_and_never_those_of_celeba(dry, refusal):
-    shown = tiles(dry("upscaler", *OWN, "--data", "images.parquet", "--show-data"), columns=8)
+    folder = dry("upscaler", *OWN, "--data", "images.parquet", "--show-data")
+    assert "Columns: the first 8 test pictures, above the samples as sources and below" in (folder / "README.md").read_text()
+    shown = tiles(folder, columns=8)
     assert len(shown) == 48 and np.array_equal(shown[40:], IMAGES[:8])
     factor = SIZE // SOURCE
     assert np.array_equal(shown[:8], reduced(IMAGES[:8]).repeat_interleave(factor, 1).repeat_interleave(factor, 2))
@@ -264,113 +220,7 @@ def test_a_card_of_celeba_keeps_to_its_terms(dry):
     assert found.license == "other" and found.license_name and found.license_link.startswith("https://")
 
 
-# ---- the upload --------------------------------------------------------------------------------------------
-
-
-def test_what_is_uploaded_is_the_folder_of_the_dry_run_byte_for_byte(dry, here, fake):
-    options = [*OWN, "--data", "images.parquet"]
-    folder = dry("upscaler", *options)
-    assert fake.calls == []
-    publish.main(["upscaler", "me/mine", *options])
-    assert fake.uploaded == contents(folder) and "training.json" in fake.uploaded
-    assert [name for name, *_ in fake.calls] == ["whoami", "create_repo", "upload_folder"]
-    _, (repo,), named = fake.calls[1]
-    assert repo == "me/mine" and named == {"repo_type": "model", "private": None, "exist_ok": True}
-    named = fake.calls[2][2]
-    assert (named["repo_id"], named["revision"], named["repo_type"]) == ("me/mine", None, "model")
-    assert {"*.safetensors", "*.safetensors.index.json", "training.json"} <= set(named["delete_patterns"])  # of before
-
-
-def test_a_branch_and_a_private_repo_are_made(here, fake):
-    publish.main(["generator", "me/mine", *OWN, "--private", "--revision", "v1"])
-    assert [name for name, *_ in fake.calls] == ["whoami", "create_repo", "model_info", "create_branch", "upload_folder"]
-    assert fake.calls[1][2]["private"] is True
-    assert fake.calls[3][2] == {"branch": "v1", "exist_ok": True} and fake.calls[4][2]["revision"] == "v1"
-
-
-def test_nothing_goes_to_a_public_repo_that_should_be_private(here, fake, refusal):
-    fake.private = False
-    assert "me/mine exists and is public" in refusal("generator", "me/mine", *OWN, "--private")
-    assert fake.uploaded == {}
-
-
-def test_from_pretrained_reads_back_what_was_uploaded_at_its_revision(here, fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for digit, checkpoint, branch in (("a", "generator", "main"), ("b", "upscaler", "v1")):
-        publish.main([checkpoint, "me/mine", *OWN, "--data", "images.parquet", "--revision", branch])
-        cache = tmp_path / "models--me--mine"
-        for path, content in {f"refs/{branch}": (digit * 40).encode()}.items() | {
-            (f"snapshots/{digit * 40}/{name}", content) for name, content in fake.uploaded.items()
-        }:
-            (cache / path).parent.mkdir(parents=True, exist_ok=True)
-            (cache / path).write_bytes(content)
-    for revision, checkpoint in (("v1", "upscaler"), ("main", "generator"), (None, "generator"), ("b" * 40, "upscaler")):
-        found = ImageTransformer.from_pretrained("me/mine", revision=revision)
-        expected = ImageTransformer.from_pretrained(checkpoint)
-        assert found.config == expected.config
-        assert all(torch.equal(weight, expected.state_dict()[name]) for name, weight in found.state_dict().items())
-
-
-def answer(status: int) -> errors.HfHubHTTPError:
-    request = SimpleNamespace(method="POST", url="https://hub/api")
-    return errors.HfHubHTTPError(
-        "Server says no\nand more", response=SimpleNamespace(status_code=status, headers={}, request=request)
-    )
-
-
-@pytest.mark.parametrize(
-    "call, error, sentence",
-    [
-        ("whoami", errors.LocalTokenNotFoundError("no token"), "hf auth login"),
-        ("whoami", errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
-        ("whoami", errors.HTTPError("Name or service not known"), "cannot be reached: Name or service not known"),
-        ("whoami", answer(401), "the token is not valid"),
-        ("create_repo", answer(403), "the token may not write there"),
-        ("create_repo", answer(500), "refuses me/mine: Server says no. (HTTP 500)"),
-        ("upload_folder", answer(404), "it does not exist, or the token may not see it"),
-        ("upload_folder", ConnectionError("reset by peer"), "the upload broke off: reset by peer"),
-    ],
-)
-def test_what_the_hub_refuses_is_told_in_a_sentence(call, error, sentence, here, fake, refusal):
-    fake.fails[call] = error
-    assert sentence in refusal("generator", "me/mine", *OWN)
-    assert fake.calls[-1][0] == call and fake.uploaded == {}
-
-
-# ---- as it is ----------------------------------------------------------------------------------------------
-
-
-def test_a_card_that_was_changed_by_hand_is_uploaded_unchanged(dry, fake):
-    folder = dry("generator", *OWN)
-    with open(folder / "README.md", "a") as card:
-        card.write("\nMy own last word.\n")
-    publish.main([str(folder), "me/mine", "--as-is"])
-    assert fake.uploaded == contents(folder) and fake.uploaded["README.md"].endswith(b"My own last word.\n")
-
-
-def test_a_folder_that_is_not_all_there_is_not_uploaded(dry, here, fake, refusal):
-    folder = dry("generator", *OWN)
-    assert "is the card of me/mine, not of me/other" in refusal(folder, "me/other", "--as-is")
-    assert "README.md cannot be read: No such file" in refusal("generator", "me/mine", "--as-is")
-    assert "leave --licence out" in refusal(folder, "me/mine", "--as-is", "--licence", "mit")
-    (folder / "notes.txt").write_text("mine")
-    assert "notes.txt" in refusal(folder, "me/mine", "--as-is")
-    (folder / "notes.txt").unlink()
-    text = (folder / "README.md").read_text()
-    (folder / "README.md").write_text(text.replace("parameters: 20420", "parameters: 20421"))
-    assert "says 20421 parameters, the model has 20420" in refusal(folder, "me/mine", "--as-is")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# hello\n")
-    assert "no card of train/publish.py" in refusal(folder, "me/mine", "--as-is")
-    (folder / "README.md").write_text("---\nlicense: [\n---\n# hello\n")
-    assert "front matter cannot be read" in refusal(folder, "me/mine", "--as-is")
-    assert fake.uploaded == {}
-
-
 # ---- what is refused ---------------------------------------------------------------------------------------
-
-DRY = ("--dry-run", "--output", "no")
-
 
 @pytest.mark.parametrize(
     "arguments, sentence",
@@ -392,8 +242,11 @@ DRY = ("--dry-run", "--output", "no")
         (("upscaler", "me/x", *OWN, *DRY), "--data: a super-resolution model needs sources"),
         (("upscaler", "me/x", *OWN, *DRY, "--data", "none"), "There is no file or folder none"),
         (("none", "me/x", *OWN, *DRY), "There is no folder none"),
+        ((".", "me/x", *OWN, *DRY), ". holds no config.json: it is no model folder"),
+        (("images.parquet", "me/x", *OWN, *DRY), "images.parquet is a file. Name the folder"),
         (("generator", "me/x", *OWN, "--dry-run", "--output", "upscaler"), "upscaler exists already"),
-        (("generator", "me/x", *OWN, "--dry-run", "--output", "images.parquet/x"), "cannot be written"),
+        (("generator", "me/x", *OWN, "--dry-run", "--output", "images.parquet/x"), "--output: images.parquet/x cannot be"),
+        (("generator", "me/x", *OWN, "--dry-run", "--output", "/proc/x"), "--output: /proc/x cannot be written"),
     ],
 )
 def test_refusals_name_the_cause_and_write_nothing(arguments, sentence, here, fake, refusal):

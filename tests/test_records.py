@@ -42,6 +42,8 @@ def test_a_training_record_reads_back_the_same_and_one_field_a_line(tmp_path):
         ({"hardware": ""}, "hardware must be words"),
         ({"commit": 7}, "commit must be words or null"),
         ({"curve": 7}, "curve must be a list"),
+        ({"checkpoint": "step-00000100"}, "checkpoint must be a name and raw or ema"),
+        ({"init_licence": "mit"}, "init_licence must be dict or null"),
         ({"curve": [[1]]}, "curve must hold pairs"),
         ({"speed": 7}, "fields that no training run writes: speed"),
     ],
@@ -57,9 +59,10 @@ def test_a_training_record_is_strict(change, sentence, tmp_path):
 
 
 def test_a_command_with_spaces_keeps_its_words():
-    command = shlex.join(["python", "train/train.py", "--data", "/home/me/my photos/a b", "--note", "it's", r"C:\me\x"])
+    elsewhere = ["/home/me/my photos/a b", "--data=../../them/c", "--note", "it's", r"C:\me\x"]
+    command = shlex.join(["python", "train/train.py", "--data", *elsewhere])
     told = Training(**RUN | {"command": command}).command
-    assert shlex.split(told) == ["python", "train/train.py", "--data", ".../a b", "--note", "it's", ".../x"]
+    assert shlex.split(told) == ["python", "train/train.py", "--data", ".../a b", "--data=.../c", "--note", "it's", ".../x"]
 
 
 def test_where_a_run_comes_from_is_told(monkeypatch):

@@ -41,6 +41,8 @@ def difference(one: Config, other: Config) -> tuple[str, object, object] | None:
 def average(names: Sequence[str]) -> ImageTransformer:
     """The model whose weights are the arithmetic means of the named models' weights, taken in float64; eval mode.
 
+    Its origin is left to whoever saves it.
+
     Raises SystemExit with a sentence if one cannot be opened or their configurations differ.
     """
     model = open_model(names[0])
@@ -54,5 +56,6 @@ def average(names: Sequence[str]) -> ImageTransformer:
             )
         for weight, tensor in other.state_dict().items():
             total[weight] += tensor
+    model.origin = None
     model.load_state_dict({weight: (tensor / len(names)).to(torch.float32) for weight, tensor in total.items()})
     return model

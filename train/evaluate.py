@@ -27,6 +27,7 @@ from files import part, write_whole
 from imtx import ImageTransformer, draw
 from likelihood import bits, bits_per_dim, breakdown, measure, sources_of
 from processes import check_launch, our_share, rank, summed
+from publishing import origins
 
 SAMPLES = 64  # for the consistency of a super-resolution model
 
@@ -99,14 +100,18 @@ def write_breakdown(file: Path, parts: dict | None = None) -> None:
         raise SystemExit(f"--breakdown: {file} cannot be written: {error.strerror}.") from error
 
 
-def save_average(model: ImageTransformer, folder: Path) -> None:
-    """Raises SystemExit with a sentence for a folder that holds something, or cannot be written to."""
+def save_average(model: ImageTransformer, names: list[str], folder: Path) -> None:
+    """Writes the mean of the named models, which keeps their names and licence for publish.py.
+
+    Raises SystemExit with a sentence for a folder that holds something or cannot be written to, and for licences at odds.
+    """
+    model.origin = origins.mean(names)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SystemExit(f"--save: {folder} exists already: name a new folder.")
         model.save_pretrained(folder)
     except OSError as error:
-        raise SystemExit(f"--save: {folder} cannot be written: {error.strerror}.") from error
+        raise SystemExit(f"--save: {folder} cannot be written: {error.strerror or error}.") from error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -130,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     elif config.classes:
         images = data.match_labels(images, config.classes, args.data)
     if args.save is not None and main_process:
-        save_average(model, args.save)
+        save_average(model, args.average, args.save)
     model.to(accelerator.device)
 
     condition = "source" if config.source_size else "label" if config.classes and images.labels is not None else None

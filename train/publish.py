@@ -12,6 +12,7 @@ The card says nothing that was not recorded or measured: bits/dim come from `--e
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -29,20 +30,19 @@ import data
 import evaluate
 from averaging import open_model
 from imtx import PRESETS, ImageTransformer
-from imtx.checkpoint import find
+from imtx.checkpoint import Origin, find
 from imtx.images import save_png
-from publishing import hub
+from publishing import hub, licences, origins
 from publishing.card_text import body
 from publishing.cards import Entry, binding, task_of
 from publishing.known_data import KNOWN, Data, Licence
-from publishing.records import Evaluation, Training, origin, read_text
+from publishing.records import RECORD, Evaluation, read_text
 from publishing.sheets import COLUMNS, sample_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 PORTRAITS = ROOT / "assets" / "examples" / "faces"  # free to publish; the folder above tells where they come from
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "samples.png", "training.json")
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -58,7 +58,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     card.add_argument("--data-name", metavar="NAME", help=f"{' or '.join(KNOWN)}, whose facts are known, or your own words")
     card.add_argument("--data-licence", metavar="TEXT", help="of pictures of your own: licence or source, a sentence")
     card.add_argument("--data-note", metavar="TEXT", help="more about them, after their name")
-    card.add_argument("--licence", metavar="ID", help="of the weights, as the Hub abbreviates it: apache-2.0, say")
+    card.add_argument("--licence", metavar="ID", help="of the weights, as the Hub abbreviates it: apache-2.0, say, or other")
+    card.add_argument("--licence-name", metavar="ID", help="of an other one: my-licence-1.0, say")
+    card.add_argument("--licence-link", metavar="URL", help="of an other one: the address of its text")
     card.add_argument("--title", metavar="TEXT", help="after the model's name, in place of a plain one")
     card.add_argument("--about", metavar="FILE.md", type=Path, help="Markdown of your own, put at the end")
     card.add_argument("--evaluation", metavar="FILE", type=Path, help="what evaluate.py printed, or its last line")
@@ -77,6 +79,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     describing = [action.dest for action in card._group_actions if getattr(args, action.dest) not in (None, False)]
     if args.as_is and describing:
         parser.error(f"--as-is keeps the card that is there: leave --{describing[0].replace('_', '-')} out.")
+    if args.licence != "other" and (args.licence_name or args.licence_link):
+        parser.error("--licence-name and --licence-link go with --licence other.")
     if not args.as_is and args.data_name is None:
         parser.error("--data-name: say what the model was trained on.")
     args.temperature = 1.0 if args.temperature is None else args.temperature
@@ -86,10 +90,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def described(args: argparse.Namespace, init: str | None, init_licence: dict | None) -> tuple[Data, Licence]:
+def described(args: argparse.Namespace, source: str | None, source_licence: dict | None) -> tuple[Data, Licence]:
     """The data and the weights' licence. Raises SystemExit with a sentence for what only a person can tell and did not.
 
-    init, init_licence: what the weights were trained on from, if known: like the data, it may leave no choice.
+    source, source_licence: what the weights were made from, if known: like the data, it may leave no choice.
     """
     known = KNOWN.get(re.sub(r"\W", "", args.data_name.lower()))  # "CIFAR-10" is cifar10
     if known and args.data_licence:
@@ -97,19 +101,19 @@ def described(args: argparse.Namespace, init: str | None, init_licence: dict | N
     if not known and not args.data_licence:
         raise SystemExit("--data-licence: say in a sentence whose the pictures are, or under which licence.")
     used = known or Data(name=args.data_name, licence=args.data_licence)
-    bound = {used.name: used.weights, init: binding(init_licence)}
+    bound = {used.name: used.weights, source: binding(source_licence)}
     bound = {name: asked for name, asked in bound.items() if asked}
     for name, asked in bound.items():
         if args.licence:
-            raise SystemExit(f"--licence: {name} leaves no choice, weights are {asked.text.replace('*', '')}. Leave it out.")
+            raise SystemExit(f"--licence: {name} leaves no choice, weights are {asked.plain}. Leave it out.")
     if len({(asked.id, asked.name) for asked in bound.values()}) > 1:
-        asked = ", and ".join(f"{name} asks for {licence.text.replace('*', '')}" for name, licence in bound.items())
-        raise SystemExit(f"No licence fits these weights: {asked}. Start from others, or train a --preset.")
+        all_asked = ", and ".join(f"{name} asks for `{asked.name or asked.id}`" for name, asked in bound.items())
+        raise SystemExit(f"No licence fits these weights: {all_asked}. Start from others, or train a --preset.")
     if not bound and not args.licence:
         raise SystemExit("--licence: choose one for the weights, apache-2.0 say.")
     if used.people and args.show_data:
         raise SystemExit(f"--show-data: the pictures of {used.name} are of people and are not shown.")
-    return used, next(iter(bound.values()), None) or Licence(id=args.licence, text=f"`{args.licence}`")
+    return used, next(iter(bound.values()), None) or licences.chosen(args.licence, args.licence_name, args.licence_link)
 
 
 def figures(args: argparse.Namespace, folder: Path, model: ImageTransformer) -> Evaluation | None:
@@ -129,15 +133,17 @@ def build(args: argparse.Namespace, folder: Path) -> None:
     """Writes all that is published to the new `folder`: the same files, byte for byte, whenever it is called."""
     model = open_model(args.checkpoint)
     source, config = find(args.checkpoint), model.config
-    init, init_licence = origin(source) or (None, None)
-    used, licence = described(args, init, init_licence)
+    recorded = origins.origin(source)
+    origin = recorded or Origin()
+    made_from = origin.init or ", ".join(origin.average_of) or "what these weights were made from"
+    used, licence = described(args, made_from, origin.licence)
     about = None if args.about is None else read_text(args.about)
     if args.show_data and not config.source_size:
         raise SystemExit("--show-data is for super-resolution models.")
     if config.source_size and args.data is None and not used.people:
         raise SystemExit("--data: a super-resolution model needs sources to draw samples from.")
-    training = Training.load(source / "training.json") if (source / "training.json").exists() else None
-    if training is None and init is None:  # a copy without its record, or an average of several models
+    training = origins.training(source)
+    if recorded is None:  # of a copy without its record, say
         print(
             f"{source} has no training.json: nothing here tells what its weights were trained on from. If those bind, "
             f"{licence.id} is wrong for these too.", file=sys.stderr,
@@ -148,29 +154,29 @@ def build(args: argparse.Namespace, folder: Path) -> None:
     elif config.source_size:
         images = data.load(args.data, "test", config, COLUMNS)
 
+    kept = origin if args.licence else dataclasses.replace(origin, licence=licence.named)  # a choice does not bind others
+    model.origin = None if kept == Origin() else kept
     model.save_pretrained(folder, dtype=DTYPES[args.dtype])
     stored = ImageTransformer.from_pretrained(folder)
     rounded = any(not torch.equal(weight, model.state_dict()[name]) for name, weight in stored.state_dict().items())
     if rounded and args.evaluation is not None:
         raise SystemExit(f"--dtype {args.dtype} rounds the weights that {args.evaluation} is about: give --data alone.")
     if training:
-        training.save(folder / "training.json")
+        training.save(folder / RECORD)
     evaluation = figures(args, folder, stored)
     stored.to("cuda" if torch.cuda.is_available() else "cpu")
     pixels, caption = sample_sheet(stored, images, args.temperature, args.show_data, pictures)
     save_png(pixels, folder / "samples.png")
     preset = training.preset if training else None
-    if not training and not init:
+    if not training and not origin.init:
         preset = next((name for name in PRESETS if PRESETS[name] == config), None)
     entry = Entry(
         hub_id=args.repo, task=task_of(config), preset=preset, parameters=sum(p.numel() for p in stored.parameters()),
         dtype=str(DTYPES[args.dtype]).removeprefix("torch."), data=used.name, data_note=args.data_note, dataset=used.hub_id,
         licence=licence.id, licence_name=licence.name, licence_link=licence.link, evaluation=evaluation,
-        init=init,
+        init=origin.init,
     )
-    text = body(
-        entry, config, training, used, licence, caption=caption, title=args.title, about=about, init_licence=init_licence
-    )
+    text = body(entry, config, training, used, licence, caption=caption, title=args.title, about=about, origin=origin)
     (folder / "README.md").write_text(entry.front_matter() + text, encoding="utf-8")
 
 
@@ -178,12 +184,16 @@ def complete(checkpoint: str, repo: str) -> Path:
     """The folder of a model. Raises SystemExit with a sentence unless its card is one for `repo`, and all else of it."""
     model = open_model(checkpoint)
     folder = find(checkpoint)
-    entry = Entry.read(folder / "README.md")
+    card = folder / "README.md"
+    entry = Entry.read(card)
     if entry.hub_id != repo:
-        raise SystemExit(f"{folder / 'README.md'} is the card of {entry.hub_id}, not of {repo}.")
+        raise SystemExit(f"{card} is the card of {entry.hub_id}, not of {repo}.")
     if entry.parameters != (parameters := sum(p.numel() for p in model.parameters())):
-        raise SystemExit(f"{folder / 'README.md'} says {entry.parameters} parameters, the model has {parameters}.")
-    strange = {path.name for path in folder.iterdir()} - {path.name for one in PUBLISHED for path in folder.glob(one)}
+        raise SystemExit(f"{card} says {entry.parameters} parameters, the model has {parameters}.")
+    asked = binding(model.origin.licence) if model.origin else None
+    if asked and (entry.licence, entry.licence_name) != (asked.id, asked.name):
+        raise SystemExit(f"{card} says {entry.licence_name or entry.licence}, but these weights are {asked.plain}.")
+    strange = {path.name for path in folder.iterdir()} - {path.name for one in hub.FILES for path in folder.glob(one)}
     if strange:
         raise SystemExit(f"{folder} holds what is not published, remove it first: {', '.join(sorted(strange))}.")
     return folder
@@ -194,12 +204,14 @@ def main(argv: list[str] | None = None) -> None:
     hub.check_name(args.repo)
     if args.dry_run and args.output.exists():
         raise SystemExit(f"--output: {args.output} exists already, name a new folder.")
-    if not args.dry_run:
-        hub.check_login(args.repo)  # before hours of evaluation, not after
     options = {"message": f"Publish {args.repo.rpartition('/')[2]}", "private": args.private, "revision": args.revision}
     if args.as_is:
-        print(json.dumps({"published": hub.upload(complete(args.checkpoint, args.repo), args.repo, **options)}))
+        folder = complete(args.checkpoint, args.repo)
+        hub.check_login(args.repo)
+        print(json.dumps({"published": hub.upload(folder, args.repo, **options)}))
         return
+    if not args.dry_run:
+        hub.check_login(args.repo)  # before hours of evaluation, not after
     try:
         if args.dry_run:
             args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +223,8 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 print(json.dumps({"published": hub.upload(folder, args.repo, **options)}))
     except OSError as error:
-        raise SystemExit(f"The folder cannot be written: {error.strerror or error}.") from error
+        where = f"--output: {args.output}" if args.dry_run else f"A folder in {tempfile.gettempdir()}"
+        raise SystemExit(f"{where} cannot be written: {error.strerror or error}.") from error
 
 
 if __name__ == "__main__":

@@ -1,48 +1,94 @@
-"""What a training run starts from: fresh weights of a preset, or the weights of another model (--init).
+"""What a training run starts from: fresh weights of a preset, or the weights of another model (--init); when it is resumed,
+what it noted when it began.
 
 A model that is trained on keeps its configuration, except for its classes, which become those of the data.
 """
 
 import argparse
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import Tensor
 
 from averaging import open_model
 from imtx import PRESETS, Config, ImageTransformer
-from imtx.checkpoint import find
-from publishing.cards import licence_of
-from publishing.records import RUN, origin, parse_object, read_text
+from imtx.checkpoint import Origin
+from publishing import origins
+from publishing.records import RUN, parse_object, read_text, shortened
+
+# What a resumed run must have as it was, and notes in OUTPUT/run.json; budget, rate and precision may change.
+SETTINGS = ("preset", "init", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
+
+
+def noted(output: Path) -> dict:
+    """What the run in this folder noted when it began; nothing if all that there is are its checkpoints."""
+    note = output / RUN
+    return parse_object(note, read_text(note)) if note.exists() else {}
+
+
+def check_settings(args: argparse.Namespace, before: dict) -> None:
+    """Refuses to resume a run with settings that change what it computes. before: what it noted."""
+    now = {name: getattr(args, name) for name in SETTINGS}
+    before = now | {"init": None} | before if before else now  # which older runs did not note
+    for name in SETTINGS:
+        there, here = f"--{name.replace('_', '-')} {before[name]}", now[name]
+        if None in (before[name], here):  # one of --preset and --init stands in for the other
+            there, here = (f"--{n} {s[n]}" for s in (before, now) for n in ("preset", "init") if s[n])
+        if before[name] != now[name] and not (name == "init" and same_folder(before[name], now[name])):
+            raise SystemExit(
+                f"--resume: this run has {there}, not {here}. Go on with what it has, or choose another folder for --output."
+            )
+
+
+def same_folder(one: str | None, other: str | None) -> bool:
+    return None not in (one, other) and Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
+
+
+def check_data(args: argparse.Namespace, before: dict, labels: list[str] | None, images: int) -> None:
+    """Refuses to resume a run on data that are not what they were: other images would come in each step."""
+    model = args.output / "model"
+    way_out = f"Give what it began with, or train {model} on: --init {model}, and another folder for --output."
+    if (named := before.get("labels", labels)) != labels:
+        there, here = ("none" if names is None else ", ".join(names) or "unnamed" for names in (named, labels))
+        raise SystemExit(f"--resume: the labels of this run's data are {there}; those of {args.data} are {here}. {way_out}")
+    if (counted := before.get("images", images)) != images:
+        raise SystemExit(
+            f"--resume: the data have changed. They had {counted:,} images when this run began, {args.data} has {images:,}. "
+            f"{way_out}"
+        )
 
 
 @dataclass(frozen=True)
 class Start:
     config: Config  # before the data's classes
     model: ImageTransformer | None = None  # whose weights are trained on; None: a preset, or a resumed run
-    licence: dict | None = None  # of these weights: see `licence_of`; None: a preset, or not known
+    origin: Origin | None = None  # what the trained weights are made from, and keep with them; None: a preset
+
+    @property
+    def licence(self) -> dict | None:
+        """Of the weights to start from: see cards.licence_of; None: a preset, or not known."""
+        return self.origin and self.origin.licence
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "Start":
+    def of(cls, args: argparse.Namespace, before: dict) -> "Start":
         """Raises SystemExit with a sentence if the model cannot be opened.
 
-        A resumed run has all of it in its own folder: the other model may have changed, or be gone.
+        A resumed run has all of it in its own folder: the other model may have changed, or be gone. before: what it noted.
         """
         if args.preset is not None:
             return cls(PRESETS[args.preset])
         if args.resume is not None and (saved := sorted(args.output.glob("checkpoints/*/raw/config.json"))):
-            note = args.output / RUN
-            known = parse_object(note, read_text(note)) if note.exists() else {}
-            return cls(Config.load(saved[0]), licence=known.get("init_licence"))
+            return cls(Config.load(saved[0]), origin=Origin(shortened(args.init), licence=before.get("init_licence")))
         model = open_model(args.init)
-        return cls(model.config, model, init_licence(args.init))
+        return cls(model.config, model, Origin(shortened(args.init), licence=origins.licence(args.init)))
 
     def into(self, model: ImageTransformer) -> None:
-        """Gives `model`, of the same configuration but for its classes, the weights to start from, if there are any."""
+        """Gives `model`, of the same configuration but for its classes, the weights to start from, if there are any.
+
+        The model, and copies of it, tell from then on what they were made from.
+        """
+        model.origin = self.origin
         if self.model is not None:
             model.load_state_dict(relabelled(self.model, model.config))
 
@@ -70,17 +116,3 @@ def relabelled(model: ImageTransformer, config: Config) -> dict[str, Tensor]:
         "--init: this model's positions are sinusoids, and without classes it cannot stay what it is. Put the pictures "
         "into folders by class, be it one, or start from a model with learned positions."
     )
-
-
-def init_licence(name: str) -> dict | None:
-    """Of a model folder, bundled name or Hub id: by its card or, without one, by what it was trained on from itself."""
-    folder = find(name)
-    card = folder / "README.md"
-    if not Path(name).is_dir() and folder.parent.name == "snapshots":  # of a Hub id, whose weights came without the card
-        try:
-            card = Path(hf_hub_download(name, "README.md", revision=folder.name))
-        except (EntryNotFoundError, HfHubHTTPError) as error:
-            print(f"The card of {name} cannot be read, nor its licence: {str(error).splitlines()[0]}", file=sys.stderr)
-    if card.exists():
-        return licence_of(card)
-    return (origin(folder) or (None, None))[1]

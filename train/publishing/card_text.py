@@ -1,9 +1,12 @@
 """The text of model cards, below the front matter: what the model is, how to use it, where its figures come from."""
 
+from pathlib import PurePosixPath
+
 from .cards import GENERATION, SUPER_RESOLUTION, Entry
 from .known_data import Data, Licence
 from .records import Training
 from imtx import Config
+from imtx.checkpoint import Origin
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}  # of accelerate
 LIMITS = {
@@ -16,15 +19,14 @@ LIMITS = {
 
 def body(
     entry: Entry, config: Config, training: Training | None, data: Data, licence: Licence, *, caption: str,
-    title: str | None = None, about: str | None = None, init_licence: dict | None = None,
+    title: str | None = None, about: str | None = None, origin: Origin | None = None,
 ) -> str:
-    """The card's Markdown below its front matter.
+    """The card's Markdown below its front matter. What was not recorded or measured is said to be so.
 
-    caption: under samples.png. init_licence: of the weights that were trained on, if any and if known: see `licence_of`. about: Markdown of the author's own, at the end.
-    What was not recorded or measured is said to be so.
+    caption: under samples.png. about: Markdown of the author's own, at the end. origin: what the weights were made from.
     """
     limits = " ".join(text for text in (LIMITS[entry.task], data.limits) if text)
-    cells = {name: cell.replace("|", r"\|") for name, cell in table(entry, training, data, licence, init_licence).items()}
+    cells = {name: cell.replace("|", r"\|") for name, cell in table(entry, training, data, licence, origin).items()}
     rows = "\n".join(f"| {name} | {cell} |" for name, cell in cells.items())
     parts = [
         f"# {entry.name}: {title or default_title(entry, config, data)}",
@@ -51,12 +53,15 @@ def architecture(config: Config) -> str:
     output = f"a discretized mixture of {config.mixtures} logistics" if config.output == "dmol" else (
         f"a softmax over {config.levels} levels"
     )
+    unit = "sub-pixels" if config.layout == "1d" and config.channels == 3 else "pixels"
     blocks = f"{config.layout.upper()} local attention (query block {words(config.query_block)}, memory block "
-    blocks += f"{words(config.memory_block)})"
+    blocks += f"{words(config.memory_block)} {unit})"
     if source:
+        scale = size // source
         return (
-            f"An Image Transformer (Parmar et al., 2018) for {size // source}x super-resolution: an encoder over the "
-            f"{source}x{source} source and a decoder with {blocks} and cross-attention, {block}, with {output} as output. "
+            f"An Image Transformer (Parmar et al., 2018) for {scale}x super-resolution: an encoder over the {source}x{source} "
+            f"source (the means of {scale}x{scale} pixels, rounded) and a decoder with {blocks} and cross-attention, {block}, "
+            f"with {output} as output. "
             f"{config.encoder_layers} + {config.layers} layers of width {config.width}."
         )
     of = "of a class or of none" if config.classes else "of no class"
@@ -85,7 +90,7 @@ def usage(hub_id: str, config: Config) -> str:
 
 
 def table(
-    entry: Entry, training: Training | None, data: Data, licence: Licence, init_licence: dict | None
+    entry: Entry, training: Training | None, data: Data, licence: Licence, origin: Origin | None
 ) -> dict[str, str]:
     """Name of a row -> its cell, before bars are escaped."""
     about = f"{data.name} ({data.citation})" if data.citation else data.name
@@ -98,7 +103,7 @@ def table(
         run = {
             "Command": f"`{training.command}`",
             "Steps": f"{training.steps:,} of {training.batch_size} images ({training.images_seen:,} images seen), "
-            f"seed {training.seed}",
+            f"seed {training.seed}" + checkpoint(training),
             "Hardware": f"{training.hardware}, {precision}, {training.minutes:.0f} minutes of training",
             "Commit": f"`{training.commit}`" if training.commit else "not recorded",
         }
@@ -118,10 +123,12 @@ def table(
             )
         measured["Measured with"] = f"`python train/evaluate.py --checkpoint {entry.hub_id} --data DATA`, float32"
     started = {}
-    if entry.init:
-        started["Started from"] = f"fine-tuned from `{entry.init}`, " + (
-            f"whose licence is `{init_licence['name'] or init_licence['id']}`; its card tells what that was trained on"
-            if init_licence else "whose licence is not recorded: it may bind these weights too"
+    if origin and origin.average_of:
+        started["Average"] = f"the mean of the weights of {', '.join(f'`{name}`' for name in origin.average_of)}"
+    if origin and origin.init:
+        started["Started from"] = f"fine-tuned from `{origin.init}`, " + (
+            f"whose licence is `{origin.licence['name'] or origin.licence['id']}`; its card tells what that was trained on"
+            if origin.licence else "whose licence is not recorded: it may bind these weights too"
         )
     return {
         "Data": about,
@@ -134,11 +141,20 @@ def table(
     }
 
 
+def checkpoint(training: Training) -> str:
+    """Which one of the run's, in words; nothing if it is the run's end."""
+    kinds = {"ema": "the moving average of the weights", "raw": "the weights themselves"}
+    name = training.checkpoint
+    return f"; checkpoint `{name}` of that run, {kinds[PurePosixPath(name).name]}" if name else ""
+
+
 def curve(training: Training | None) -> str | None:
     if training is None:
         return None
-    at_the_end = f"on all {training.validation_images:,} held-out images at the end: {training.validation_bits_per_dim:.3f}"
-    if not training.curve:
-        return f"Validation bits/dim {at_the_end}."
-    points = ", ".join(f"{bits:.2f} at {step:,}" for step, bits in training.curve)
-    return f"Validation bits/dim on the first held-out images, by step: {points};\n{at_the_end}."
+    parts = []
+    if training.curve:
+        points = ", ".join(f"{bits:.2f} at {step:,}" for step, bits in training.curve)
+        parts.append(f"on the first held-out images, by step: {points}")
+    if (end := training.validation_bits_per_dim) is not None:
+        parts.append(f"on all {training.validation_images:,} held-out images at the end: {end:.3f}")
+    return "Validation bits/dim of the moving average of the weights, " + ";\n".join(parts) + "." if parts else None

@@ -40,7 +40,7 @@ def licence_of(card: Path) -> dict[str, str | None] | None:
 
 
 def binding(licence: dict[str, str | None] | None) -> Licence | None:
-    """The licence of weights that were trained on from others with this one; None if it leaves their author the choice.
+    """The licence of weights that were made from others with this one; None if it leaves their author the choice.
 
     What is not known to leave it is taken on as it is.
     """

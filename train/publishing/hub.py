@@ -10,8 +10,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-# What an earlier upload may have left: a shard or a record of another model must not stay beside the new ones.
-OURS = ["*.safetensors", "*.safetensors.index.json", "training.json", "samples.png"]
+# All that is published. What an earlier upload left of it goes: a shard of another model must not stay beside the new ones.
+FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "samples.png", "training.json"]
 
 
 def check_name(repo: str) -> None:
@@ -48,7 +48,7 @@ def upload(folder: Path, repo: str, message: str, private: bool = False, revisio
             api.create_branch(repo, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo, folder_path=folder, repo_type="model", revision=revision, commit_message=message,
-            delete_patterns=OURS,
+            delete_patterns=FILES,
         )
     return commit.commit_url
 

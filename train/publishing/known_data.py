@@ -12,6 +12,16 @@ class Licence:
     name: str | None = None
     link: str | None = None
 
+    @property
+    def plain(self) -> str:
+        """The text for a terminal, without Markdown's emphasis."""
+        return self.text.replace("*", "")
+
+    @property
+    def named(self) -> dict[str, str | None]:
+        """As cards and the weights' own files name it."""
+        return {"id": self.id, "name": self.name, "link": self.link}
+
 
 @dataclass(frozen=True)
 class Data:

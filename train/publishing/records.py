@@ -12,15 +12,17 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = "run.json"  # in a run's folder: what it began with, for --resume and for `origin`
+RUN = "run.json"  # in a run's folder: what it began with, for --resume and for origins.py
+RECORD = "training.json"  # in it and in its model folder: `Training`
 
 
 @dataclass(frozen=True)
 class Training:
     """A training run: OUTPUT/training.json, with a copy in the model folder.
 
-    Paths in `command` and `data` that lie in the checkout become relative to it; of other absolute ones only the last
-    name stays, as the file is published. Raises ValueError, naming the field, for a value that cannot be.
+    Paths in `command` and `data` that lie in the checkout become relative to it; of other absolute ones, and of those that
+    begin with "..", only the last name stays, as the file is published. Raises ValueError, naming the field, for a value
+    that cannot be.
     """
 
     command: str  # shlex.join(["python", *sys.argv])
@@ -35,11 +37,12 @@ class Training:
     hardware: str
     precision: str  # accelerate's "no", "bf16" or "fp16", or other words
     commit: str | None  # of the checkout; None if it is none
-    validation_bits_per_dim: float  # on all held-out images, at the end
+    validation_bits_per_dim: float | None  # of the average, on all held-out images, at the end; None: a checkpoint
     validation_images: int
     curve: tuple[tuple[int, float], ...]  # (step, bits/dim) on the first held-out images, on the way
     init: str | None = None  # the model that was trained on, as given on the command line; None: none, or an older record
     init_licence: dict[str, str | None] | None = None  # of that model: see cards.licence_of; None: not known
+    checkpoint: str | None = None  # "step-00001000/ema": that one of the run, up to whose step all else goes; None: the end
 
     def __post_init__(self):
         check_types(self)
@@ -47,6 +50,8 @@ class Training:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}.")
+        if self.checkpoint and not self.checkpoint.endswith(("/raw", "/ema")):
+            raise ValueError(f"checkpoint must be a name and raw or ema, got {self.checkpoint!r}.")
         curve = []
         for point in self.curve:
             if not isinstance(point, (tuple, list)) or len(point) != 2 or not all(map(is_number, point)):
@@ -119,27 +124,12 @@ class Evaluation:
             raise SystemExit(f"{where}: {error}") from error
 
 
-def origin(folder: Path) -> tuple[str, dict | None] | None:
-    """What the weights in a model folder were trained on from, and its licence if that is known; None: nothing recorded.
-
-    From a training run's record or, for raw and ema in OUTPUT/checkpoints/NAME, from what the run noted when it began.
-    """
-    folder = folder.resolve()
-    if (record := folder / "training.json").exists():
-        training = Training.load(record)
-        return (training.init, training.init_licence) if training.init else None
-    if folder.parent.parent.name == "checkpoints" and (note := folder.parents[2] / RUN).exists():
-        found = parse_object(note, read_text(note))
-        return (shortened(found["init"]), found.get("init_licence")) if found.get("init") else None
-    return None
-
-
 def shortened(word: str) -> str:
-    """A word of a command line, an absolute path in it cut down to what can be told to others."""
+    """A word of a command line, a path in it that leads elsewhere cut down to what can be told to others."""
     option, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
     if PurePosixPath(value).is_absolute() and Path(value).is_relative_to(ROOT):
         value = Path(value).relative_to(ROOT).as_posix()
-    elif PurePosixPath(value).is_absolute():
+    elif PurePosixPath(value).is_absolute() or value.startswith("../"):
         value = f".../{PurePosixPath(value).name}"
     elif PureWindowsPath(value).is_absolute():
         value = f".../{PureWindowsPath(value).name}"

@@ -25,8 +25,10 @@ def sample_sheet(
     config, kinds, conditions, of_columns = model.config, 1, {}, ""
     if config.source_size:
         kinds = min(COLUMNS, len(images))
-        of_columns = f" Columns: the sources of the first {kinds} {pictures}"
-        of_columns += ", which are the first row; the pictures are the last." if show_data else ", which are not shown."
+        of_columns = (
+            f" Columns: the first {kinds} {pictures}, above the samples as sources and below as they are."
+            if show_data else f" Columns: the sources of the first {kinds} {pictures}, which are not shown."
+        )
     elif config.classes:
         kinds = min(MOST_CLASSES, len(config.classes))
         of_columns = f" Columns, in turn: {', '.join(config.classes[:kinds])}."
