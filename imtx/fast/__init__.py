@@ -1,9 +1,9 @@
 """Drawing with one compiled function for the whole step, on a CPU: the pictures of the PyTorch step, much sooner.
 
-`arithmetic.py`, `draws.py` and `step.py` are what Numba compiles, once on a machine: the code is kept in the user's cache.
-`weights.py` turns a model into the arrays that they work on. This file decides whether they can, and drives them. An image
-is drawn by one thread; the images of a batch are shared out over threads, and two visitors' requests do not wait for each
-other, as compiled code runs without Python's lock.
+`arithmetic.py`, `draws.py`, `meeting.py` and `step.py` are what Numba compiles, once on a machine: the code is kept in the
+user's cache. `weights.py` turns a model into the arrays that they work on. This file decides whether they can, and drives
+them. The images of a batch are shared out over threads, one alone is drawn by two (`lanes.py`), and two visitors' requests
+do not wait for each other, as compiled code runs without Python's lock.
 """
 
 import math
@@ -11,16 +11,18 @@ import os
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..model import Context, ImageTransformer
+from .lanes import Lanes, at_work
 
 IMAGES_A_GROUP = 8
 PIXELS_A_CALL = 32  # after so many, a generator that was closed gets to stop
+PIXELS_IN_FIRST_CALL = 4  # by one thread, to see whether two are faster
 
 _packed = weakref.WeakKeyDictionary()  # model -> (state of its weights, shape, weights)
 _compiled = set()  # dtypes of the matrices for which `warm` has been through
@@ -73,23 +75,26 @@ def draw_pixels(
     # processor's cache what one step of an image leaves there for the next.
     groups = np.array_split(np.arange(len(pixels)), max(min(len(pixels), threads), math.ceil(len(pixels) / IMAGES_A_GROUP)))
     with torch.inference_mode():
-        states = [allocate(model, weights, context, uniforms, pixels, slice(g[0], g[-1] + 1)) for g in groups]
+        memory = [allocate(model, weights, context, uniforms, pixels, slice(g[0], g[-1] + 1)) for g in groups]
     channels, total = shape.channels, model.config.image_size**2
+    lanes = Lanes(min(threads, len(memory[0][1])))
 
-    def draw_group(state, first: int, last: int) -> None:
-        advance(shape, weights, state, first * channels, last * channels, known * channels, temperature)
+    def draw_group(group: int, first: int, last: int, lane: int = 0, of: int = 1) -> None:
+        state, scratch = memory[group]
+        advance(shape, weights, state, scratch[lane], lane, of, first * channels, last * channels, known * channels, temperature)
 
     done = 0
     while done < total:
         due = known if done < known else min(known + ((done - known) // every + 1) * every, total)
-        last = min(done + PIXELS_A_CALL, due)
-        if len(states) == 1:
-            draw_group(states[0], done, last)
+        last = min(done + (PIXELS_A_CALL if done else PIXELS_IN_FIRST_CALL), due)
+        if len(memory) == 1:
+            lanes.run(partial(draw_group, 0, done, last), last - done)
         else:
-            list(_pool(threads).map(draw_group, states, [done] * len(states), [last] * len(states)))
+            with at_work():
+                list(_pool(threads).map(draw_group, range(len(memory)), [done] * len(memory), [last] * len(memory)))
         done = last
         if done == due and done > known:
-            np.concatenate([state.pixels for state in states], out=pixels)
+            np.concatenate([state.pixels for state, _ in memory], out=pixels)
             yield done
 
 

@@ -12,6 +12,7 @@ from numba.extending import overload
 from .compiling import compiled
 
 kernel = compiled("contract")  # a multiply and an add are one instruction; sums keep their order
+inlined = compiled("contract", forceinline=True)  # for what takes many arrays, as handing them over takes its time
 reordered = compiled("contract", "reassoc", "nsz", "nnan", "ninf")  # for norms: sums along a row in any fixed order
 
 
@@ -121,14 +122,20 @@ def add_products(x, matrix, y):
 
 
 @reordered
-def rms_norm(x, gain, y, start, count):
-    """y = gain x / rms(x) over `count` features from `start` on, as torch.nn.RMSNorm does in float32; y may be x."""
+def over_rms(x, start, count):
+    """1 / rms(x) over `count` features from `start` on, as torch.nn.RMSNorm has it in float32."""
     total = np.float32(0)
     for i in range(count):
         total += x[start + i] * x[start + i]
-    scale = np.float32(1) / np.sqrt(total / np.float32(count) + np.float32(1.1920929e-07))
-    for i in range(count):
-        y[start + i] = x[start + i] * scale * gain[i]
+    return np.float32(1) / np.sqrt(total / np.float32(count) + np.float32(1.1920929e-07))
+
+
+@kernel
+def rms_norm(x, gain, y):
+    """y = gain x / rms(x); y is not x."""
+    scale = over_rms(x, 0, len(x))
+    for i in range(len(x)):
+        y[i] = x[i] * scale * gain[i]
 
 
 @reordered

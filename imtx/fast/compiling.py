@@ -18,12 +18,16 @@ _FOLDER = str(code_folder())
 
 
 def compiled(*fastmath: str, **options):
-    """numba.njit for code that runs without Python's lock and is cached; fastmath: what LLVM may do to floating point."""
+    """numba.njit for code that runs without Python's lock and is cached; fastmath: what LLVM may do to floating point.
+
+    _nrt=False: references to arrays are not counted. Nothing here makes an array, whoever calls holds on to them, and to count
+    took a fifth of a step: each view of an array waited for all that was being written, and for the other lane's counting.
+    """
 
     def decorate(function):
         before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER  # read by njit, here and now
         try:
-            return njit(fastmath=set(fastmath), nogil=True, cache=True, error_model="numpy", **options)(function)
+            return njit(fastmath=set(fastmath), nogil=True, cache=True, error_model="numpy", _nrt=False, **options)(function)
         finally:
             config.CACHE_DIR = before
 

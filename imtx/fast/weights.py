@@ -1,10 +1,13 @@
 """A model's weights and tables as arrays for the compiled step, and the memory that it works in.
 
-N images, P positions, d width, L decoder blocks, H heads of D features, B query blocks with memory blocks of up to M steps,
-a window of W = M + query_block steps, S source pixels. Matrices are (in, out). Those of the blocks are uint16 (the upper half
-of a float32, which is a bfloat16) if no weight loses anything by it, and float32 otherwise.
+N images, P positions, d width, L decoder blocks, B query blocks with memory blocks of up to M steps, a window of
+W = M + query_block steps, S source pixels. Each block is cut into C parts, of H heads with D features and F hidden features
+each, whose sums make up what the block adds to x: two threads can take a part each, and one thread both. Matrices are
+(in, out). Those of the blocks are uint16 (the upper half of a float32, which is a bfloat16) if no weight loses anything by it,
+and float32 otherwise.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 from ..inputs import before_table
 from ..model import Context, ImageTransformer
 
+MOST_PARTS = 2
+LINE = 64  # bytes that a processor's cache reads at once; what begins elsewhere costs two reads a vector
 MODERN, PAPER_PIXELS, PAPER_LEVELS = range(3)  # how a step's input is embedded (imtx/embedding.py)
 
 
@@ -24,7 +29,7 @@ class Shape(NamedTuple):
     dmol: bool
     levels: int
     channels: int  # positions a pixel
-    heads: int
+    heads: int  # of a part
     query_block: int
 
 
@@ -34,21 +39,21 @@ class Weights(NamedTuple):
     memory_length: np.ndarray  # (B,) int64: how many of them there are
     cos: np.ndarray  # (P, D / 2) rotary positions; (P, 0) without
     sin: np.ndarray
-    seen: np.ndarray  # (P, F) int64: sub-pixels that a step's input reads; -1 = nothing
+    seen: np.ndarray  # (P, inputs) int64: sub-pixels that a step's input reads; -1 = nothing
     cells: np.ndarray  # (P, 3, f f) int64: those under the same source pixel, drawn already; (P, 3, 0) without a source
     place: np.ndarray  # (P, d): the input's position encoding
-    stem: np.ndarray  # (F, d); PAPER_LEVELS: a table (3 levels, d) of channel and level
+    stem: np.ndarray  # (inputs, d); PAPER_LEVELS: a table (3 levels, d) of channel and level
     stem_bias: np.ndarray  # (d,)
-    predictor: np.ndarray  # (F, 3) first guess of a pixel; (0, 3) without
+    predictor: np.ndarray  # (inputs, 3) first guess of a pixel; (0, 3) without
     predictor_bias: np.ndarray  # (3,)
-    qkv: np.ndarray  # (L, d, 3 H D)
-    out: np.ndarray  # (L, H D, d)
-    source_q: np.ndarray  # (L, d, H D); L = 0 without a source, as in the next
-    source_out: np.ndarray  # (L, H D, d)
-    up: np.ndarray  # (L, d, 2 ffn) SwiGLU, or (L, d, ffn)
-    up_bias: np.ndarray
-    down: np.ndarray  # (L, ffn, d)
-    down_bias: np.ndarray
+    qkv: np.ndarray  # (L, C, d, 3 H D)
+    out: np.ndarray  # (L, C, H D, d)
+    source_q: np.ndarray  # (L, C, d, H D); L = 0 without a source, as in the next
+    source_out: np.ndarray  # (L, C, H D, d)
+    up: np.ndarray  # (L, C, d, 2 F) SwiGLU, or (L, C, d, F)
+    up_bias: np.ndarray  # (L, C, 2 F) or (L, C, F)
+    down: np.ndarray  # (L, C, F, d)
+    down_bias: np.ndarray  # (L, d)
     norms: np.ndarray  # (L, 3, 2, d): attention, source attention, feed-forward; gain, bias
     qk_gains: np.ndarray  # (L, 3, D): query, key, query of the source attention
     last_gain: np.ndarray  # (d,)
@@ -57,27 +62,34 @@ class Weights(NamedTuple):
 
 
 class State(NamedTuple):
-    """A group of images that grow together, and scratch memory."""
+    """A group of images that grow together."""
 
     pixels: np.ndarray  # (N, sub-pixels) uint8, raster order
     uniforms: np.ndarray  # (N, P, draws) float64
     label: np.ndarray  # (N, d): class embedding, zeros without
     around: np.ndarray  # (N, P, 15): what the source says of a pixel; (N, P, 0) without
     sums: np.ndarray  # (N, P, 3): what the pixels under a source pixel add up to
-    source_keys: np.ndarray  # (L, N, H, D, S), L = 0 without a source
-    source_values: np.ndarray  # (L, N, H, S, D)
-    keys: np.ndarray  # (L, N, P, H D): all steps
+    source_keys: np.ndarray  # (L, N, C, H, D, S), L = 0 without a source
+    source_values: np.ndarray  # (L, N, C, H, S, D)
+    keys: np.ndarray  # (L, N, C, P, H D): all steps
     values: np.ndarray
-    window_keys: np.ndarray  # (L, N, H, D, W): what the query block at work sees, laid out for products along steps
-    window_values: np.ndarray  # (L, N, H, W, D)
+    window_keys: np.ndarray  # (L, N, C, H, D, W): what the query block at work sees, laid out for products along steps
+    window_values: np.ndarray  # (L, N, C, H, W, D)
+    made: np.ndarray  # (2, C, N, d): what the parts of a sub-layer add to x; two, as the next one is made while this is read
+    arrived: np.ndarray  # (C, LINE / 8) int64: how far each lane is
+
+
+class Scratch(NamedTuple):
+    """What a thread works in, for as many images."""
+
     x: np.ndarray  # (N, d)
     normed: np.ndarray  # (N, d)
-    inputs: np.ndarray  # (N, F)
+    inputs: np.ndarray  # (N, inputs)
     guess: np.ndarray  # (N, 3)
     projected: np.ndarray  # (N, 3 H D)
     queries: np.ndarray  # (N, H D): of the source attention
     attended: np.ndarray  # (N, H D)
-    inner: np.ndarray  # (N, 2 ffn) or (N, ffn)
+    inner: np.ndarray  # (N, 2 F) or (N, F)
     scores: np.ndarray  # (W, S or output parameters,): of a head, or the probabilities of a draw
     params: np.ndarray  # (N, output parameters) of the last step, before the temperature
 
@@ -98,11 +110,16 @@ def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
         """(..., out, in) -> (..., in, out)"""
         weight = weight.detach().float().transpose(-2, -1).contiguous()
         if not narrow:
-            return weight.numpy().copy()
-        return weight.bfloat16().view(torch.int16).numpy().view(np.uint16).copy()
+            return aligned(weight.numpy())
+        return aligned(weight.bfloat16().view(torch.int16).numpy().view(np.uint16))
 
-    def numbers(tensor: Tensor) -> np.ndarray:
-        return tensor.detach().float().contiguous().numpy().copy()
+    def by_out(weight: Tensor, kinds: int) -> Tensor:
+        """(L, kinds n, in) -> (L, C, kinds n / C, in): a part has its share of each kind, of queries, keys and values say."""
+        return weight.unflatten(1, (kinds, parts, -1)).transpose(1, 2).flatten(2, 3)
+
+    def by_in(weight: Tensor) -> Tensor:
+        """(L, out, n) -> (L, C, out, n / C)"""
+        return weight.unflatten(2, (parts, -1)).transpose(1, 2)
 
     def each(pick, shape: tuple[int, ...]) -> Tensor:
         """(L, ...), of every decoder block; (0, ...) of none, where `pick` gives nothing."""
@@ -114,7 +131,8 @@ def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
         return torch.stack([layer.weight.detach(), bias.detach()])  # (2, d)
 
     source = bool(config.source_size)
-    inner = config.heads * config.head_width
+    inner, gated = config.heads * config.head_width, 2 if modern else 1  # SwiGLU: a gate and a value
+    parts = MOST_PARTS if config.heads % MOST_PARTS == config.ffn % MOST_PARTS == 0 else 1
     if modern:
         place = embedding.row(embedding.step_row) + embedding.column(embedding.step_column)
         if embedding.channel is not None:
@@ -128,7 +146,7 @@ def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
         else:
             stem, stem_bias, kind = embedding.colour.value.weight * d**0.5, torch.zeros(d), PAPER_LEVELS
     guessed = modern and dmol
-    return Shape(kind, dmol, config.levels, config.channels, config.heads, layout.query_block), Weights(
+    return Shape(kind, dmol, config.levels, config.channels, config.heads // parts, layout.query_block), Weights(
         order=layout.order.numpy().copy(), memory=memory.numpy(), memory_length=lengths.numpy(),
         cos=numbers(model.cos) if modern else np.zeros((positions, 0), np.float32),
         sin=numbers(model.sin) if modern else np.zeros((positions, 0), np.float32),
@@ -137,13 +155,13 @@ def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
         place=numbers(place), stem=numbers(stem), stem_bias=numbers(stem_bias),
         predictor=numbers(embedding.predictor.weight.T) if guessed else np.zeros((0, 3), np.float32),
         predictor_bias=numbers(embedding.predictor.bias) if guessed else np.zeros(3, np.float32),
-        qkv=matrix(each(lambda b: b.attention.qkv.weight, ())),
-        out=matrix(each(lambda b: b.attention.out.weight, ())),
-        source_q=matrix(each(lambda b: b.source_attention.q.weight if source else None, (inner, d))),
-        source_out=matrix(each(lambda b: b.source_attention.out.weight if source else None, (d, inner))),
-        up=matrix(each(lambda b: b.ffn.up.weight, ())),
-        up_bias=numbers(each(lambda b: b.ffn.up.bias if not modern else torch.zeros(2 * config.ffn), ())),
-        down=matrix(each(lambda b: b.ffn.down.weight, ())),
+        qkv=matrix(by_out(each(lambda b: b.attention.qkv.weight, ()), 3)),
+        out=matrix(by_in(each(lambda b: b.attention.out.weight, ()))),
+        source_q=matrix(by_out(each(lambda b: b.source_attention.q.weight if source else None, (inner, d)), 1)),
+        source_out=matrix(by_in(each(lambda b: b.source_attention.out.weight if source else None, (d, inner)))),
+        up=matrix(by_out(each(lambda b: b.ffn.up.weight, ()), gated)),
+        up_bias=numbers(by_out(each(lambda b: (torch.zeros(2 * config.ffn) if modern else b.ffn.up.bias)[:, None], ()), gated)[..., 0]),
+        down=matrix(by_in(each(lambda b: b.ffn.down.weight, ()))),
         down_bias=numbers(each(lambda b: b.ffn.down.bias if not modern else torch.zeros(d), ())),
         norms=numbers(
             each(lambda b: torch.stack([norm(b.attention_norm), norm(b.source_norm if source else b.ffn_norm), norm(b.ffn_norm)]), ())
@@ -168,39 +186,65 @@ def _fits_bfloat16(model: ImageTransformer) -> bool:
 
 def allocate(
     model: ImageTransformer, weights: Weights, context: Context, uniforms: Tensor, pixels: np.ndarray, part: slice
-) -> State:
-    """Memory for the images of a batch that `part` takes. uniforms, pixels: those of the whole batch, see State."""
+) -> tuple[State, list[Scratch]]:
+    """Memory for the images of a batch that `part` takes, and for each thread that can work on them.
+
+    uniforms, pixels: those of the whole batch, see State.
+    """
     images = part.stop - part.start
     config = model.config
-    d, positions, heads, width = config.width, config.positions, config.heads, config.head_width
-    layers, inner = len(weights.qkv), heads * width
+    d, positions, width = config.width, config.positions, config.head_width
+    layers, parts = weights.qkv.shape[:2]
+    heads = config.heads // parts
     longest = weights.memory.shape[1] + model.layout.query_block
-
-    def zeros(*shape: int) -> np.ndarray:
-        return np.zeros(shape, np.float32)
-
-    def numbers(tensor: Tensor) -> np.ndarray:
-        return tensor[part].float().contiguous().numpy().copy()
-
     around, sums = context.source if context.source is not None else (None, None)
     source_kv = context.source_kv or []
-    return State(
+
+    def of_images(tensor: Tensor | None, *shape: int) -> np.ndarray:
+        return zeros(images, *shape) if tensor is None else numbers(tensor[part])
+
+    def of_parts(tensors: list[Tensor], *shape: int) -> np.ndarray:
+        """(L, N, C, H, ...) from each layer's (N, C H, ...)"""
+        return numbers(torch.stack([t[part].unflatten(1, (parts, heads)) for t in tensors])) if tensors else zeros(0, images, parts, heads, *shape)
+
+    state = State(
         pixels=pixels[part].copy(),
         uniforms=uniforms[part].contiguous().numpy().copy(),
-        label=zeros(images, d) if context.label is None else numbers(context.label.squeeze(1)),
-        around=zeros(images, positions, 0) if around is None else numbers(around),
-        sums=zeros(images, positions, 0) if sums is None else numbers(sums),
-        source_keys=_stack([numbers(keys.transpose(2, 3)) for keys, _ in source_kv], (images, heads, width, 0)),
-        source_values=_stack([numbers(values) for _, values in source_kv], (images, heads, 0, width)),
-        keys=zeros(layers, images, positions, inner), values=zeros(layers, images, positions, inner),
+        label=of_images(context.label.squeeze(1) if context.label is not None else None, d),
+        around=of_images(around, positions, 0), sums=of_images(sums, positions, 0),
+        source_keys=of_parts([keys.transpose(2, 3) for keys, _ in source_kv], width, 0),
+        source_values=of_parts([values for _, values in source_kv], 0, width),
+        keys=zeros(layers, images, parts, positions, heads * width), values=zeros(layers, images, parts, positions, heads * width),
         # 16 more than are used: rows whose distance is a power of two would fall on the same few cache lines.
-        window_keys=zeros(layers, images, heads, width, longest + 16),
-        window_values=zeros(layers, images, heads, longest, width),
-        x=zeros(images, d), normed=zeros(images, d), inputs=zeros(images, len(weights.stem)), guess=zeros(images, 3),
-        projected=zeros(images, 3 * inner), queries=zeros(images, inner), attended=zeros(images, inner), inner=zeros(images, weights.up.shape[2]),
-        scores=zeros(max(longest, config.source_size**2, weights.head.shape[1])), params=zeros(images, weights.head.shape[1]),
+        window_keys=zeros(layers, images, parts, heads, width, longest + 16),
+        window_values=zeros(layers, images, parts, heads, longest, width),
+        made=zeros(2, parts, images, d), arrived=zeros(parts, LINE // 8, dtype=np.int64),
     )
+    scratch = [
+        Scratch(
+            x=zeros(images, d), normed=zeros(images, d), inputs=zeros(images, len(weights.stem)), guess=zeros(images, 3),
+            projected=zeros(images, weights.qkv.shape[3]), queries=zeros(images, heads * width), attended=zeros(images, heads * width),
+            inner=zeros(images, weights.up.shape[3]), scores=zeros(max(longest, config.source_size**2, weights.head.shape[1])),
+            params=zeros(images, weights.head.shape[1]),
+        )
+        for _ in range(parts)
+    ]
+    return state, scratch
 
 
-def _stack(arrays: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    return np.stack(arrays) if arrays else np.zeros((0, *shape), np.float32)
+def zeros(*shape: int, dtype=np.float32) -> np.ndarray:
+    """Begins, and ends, with a cache line: of its own, too, where two threads write to two arrays."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(count + 2 * LINE, np.uint8)
+    first = -memory.ctypes.data % LINE
+    return memory[first : first + count].view(dtype).reshape(shape)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    copy = zeros(*array.shape, dtype=array.dtype)
+    copy[...] = array
+    return copy
+
+
+def numbers(tensor: Tensor) -> np.ndarray:
+    return aligned(tensor.detach().float().contiguous().numpy())

@@ -1,0 +1,58 @@
+"""One picture by one thread or by two at once, whichever is faster at the time; the picture is the same."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+CALLS_OF_REST = 8  # with one thread, where two have turned out slower, until they are tried again
+
+_lock = threading.Lock()
+_at_work = 0  # calls of compiled code, in all threads of the process
+_other_lane = ThreadPoolExecutor(1, thread_name_prefix="imtx-lane")
+
+
+@contextmanager
+def at_work() -> Iterator[bool]:
+    """Around a call of compiled code; gives whether it is the only one."""
+    global _at_work
+    with _lock:
+        _at_work += 1
+        alone = _at_work == 1
+    try:
+        yield alone
+    finally:
+        with _lock:
+            _at_work -= 1
+
+
+class Lanes:
+    """Runs a picture's calls, and learns from how long they take.
+
+    Two threads that each have a processor are nearly twice as fast as one. Where one of them has to wait for its turn, the
+    other waits for it at every meeting, and one thread alone does better: so it is while someone else's picture is drawn.
+    """
+
+    def __init__(self, most: int):
+        """most: threads that may work on the picture, 1 or 2."""
+        self.most = most
+        self.rest = 1  # calls with one thread before two are tried: to know its speed
+        self.one_takes = 0.0  # seconds a pixel, when last measured
+
+    def run(self, work: Callable[[int, int], None], pixels: int) -> None:
+        """Calls `work(lane, lanes)`, which draws so many pixels, in one thread, or in two at once."""
+        begin = time.perf_counter()
+        with at_work() as alone:
+            two = alone and self.most > 1 and not self.rest
+            if two:
+                other = _other_lane.submit(work, 1, 2)
+                work(0, 2)
+                other.result()
+            else:
+                work(0, 1)
+        seconds = (time.perf_counter() - begin) / pixels
+        if not two:
+            self.one_takes, self.rest = seconds, max(self.rest - 1, 0)
+        elif seconds > self.one_takes:
+            self.rest = CALLS_OF_REST

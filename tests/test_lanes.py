@@ -1,0 +1,114 @@
+"""One picture by two threads at once (imtx/fast/lanes.py, meeting.py): the same picture, and only while it is quicker."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import FAMILIES, KINDS, LAYOUTS, conditions, small
+from imtx import ImageTransformer, draw
+from imtx.fast import lanes
+from imtx.fast.lanes import CALLS_OF_REST, Lanes, at_work
+from imtx.fast.step import advance
+from imtx.fast.weights import allocate, pack
+from imtx.sampling import noise
+
+
+@torch.inference_mode()
+def memory(model: ImageTransformer, images: int) -> tuple:
+    condition = conditions(model, images)
+    context = model.context(images, condition.get("labels"), condition.get("sources"))
+    shape, weights = pack(model)
+    pixels = np.zeros((images, model.config.sub_pixels), np.uint8)
+    return shape, weights, *allocate(model, weights, context, noise(model, range(images)), pixels, slice(0, images))
+
+
+def together(model: ImageTransformer, images: int, calls: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels, and the last parameters of each lane, of calls (threads, first step, last step)."""
+    shape, weights, state, scratch = memory(model, images)
+    with ThreadPoolExecutor(2) as pool:
+        for of, start, stop in calls:
+            waiting = [
+                pool.submit(advance, shape, weights, state, scratch[lane], lane, of, start, stop, 0, 1.0) for lane in range(of)
+            ]
+            for one in waiting:
+                one.result(timeout=60)
+    return state.pixels, np.stack([own.params for own in scratch[: calls[-1][0]]])
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_two_lanes_draw_what_one_draws_to_the_last_bit(kind, images):
+    family, output, layout, task = kind
+    model = small(output, task, **FAMILIES[family], **LAYOUTS[layout]).float()
+    steps = model.config.positions
+    pixels, params = together(model, images, [(1, 0, steps)])
+    two_pixels, two_params = together(model, images, [(2, 0, steps)])
+    assert (two_pixels == pixels).all() and (two_params == params).all()
+    cuts = [0, 1, steps // 3, steps // 2, steps]  # from one lane to two and back
+    changing = [(1 + i % 2, start, stop) for i, (start, stop) in enumerate(zip(cuts, cuts[1:]))]
+    assert (together(model, images, changing)[0] == pixels).all()
+
+
+def test_heads_that_cannot_be_halved_stay_in_one_part():
+    model = small("dmol", "class", heads=1).float()
+    assert len(memory(model, 1)[3]) == 1 and pack(model)[1].qkv.shape[1] == 1
+    assert torch.equal(draw(model, [0], engine="compiled"), draw(model, [0], engine="eager"))
+
+
+class Clock:
+    """Time that passes only while a call is at work: so long a pixel, by the number of lanes."""
+
+    def __init__(self, monkeypatch, one: float, two: float):
+        self.now, self.takes, self.calls = 0.0, {1: one, 2: two}, []
+        monkeypatch.setattr(lanes.time, "perf_counter", lambda: self.now)
+
+    def work(self, lane: int, of: int) -> None:
+        if lane == 0:
+            self.now += 8 * self.takes[of]
+            self.calls.append(of)
+
+
+def test_two_lanes_work_while_they_are_quicker(monkeypatch):
+    clock, crew = Clock(monkeypatch, one=1.0, two=0.6), Lanes(2)
+    for _ in range(5):
+        crew.run(clock.work, 8)
+    assert clock.calls == [1, 2, 2, 2, 2]
+    clock.takes[2] = 1.1  # someone else has taken a processor
+    for _ in range(CALLS_OF_REST + 2):
+        crew.run(clock.work, 8)
+    assert clock.calls[5:] == [2] + CALLS_OF_REST * [1] + [2]
+
+
+def test_one_lane_is_never_two(monkeypatch):
+    clock, crew = Clock(monkeypatch, one=1.0, two=0.1), Lanes(1)
+    for _ in range(3):
+        crew.run(clock.work, 8)
+    assert clock.calls == [1, 1, 1]
+
+
+def test_while_another_picture_is_drawn_one_lane_works(monkeypatch):
+    clock, crew = Clock(monkeypatch, one=1.0, two=0.1), Lanes(2)
+    crew.run(clock.work, 8)
+    with at_work() as alone:
+        assert alone
+        crew.run(clock.work, 8)
+        with at_work() as second_alone:
+            assert not second_alone
+    crew.run(clock.work, 8)
+    assert clock.calls == [1, 1, 2]
+
+
+def test_a_lane_waits_for_one_that_is_late():
+    model = small("dmol", "class").float()
+    shape, weights, state, scratch = memory(model, 1)
+    late = threading.Timer(0.2, advance, (shape, weights, state, scratch[1], 1, 2, 0, 1, 0, 1.0))
+    late.start()
+    begin = time.perf_counter()
+    advance(shape, weights, state, scratch[0], 0, 2, 0, 1, 0, 1.0)
+    waited = time.perf_counter() - begin
+    late.join()
+    assert waited > 0.1 and (state.arrived[:, 0] == state.arrived[0, 0]).all()
