@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import FAMILIES, KINDS, LAYOUTS, conditions, small
-from imtx import ImageTransformer, draw
+from imtx import ImageTransformer, draw, sample
 from imtx.fast import lanes
-from imtx.fast.lanes import CALLS_OF_REST, Lanes, at_work
+from imtx.fast.lanes import CALLS_OF_REST, Lanes, drawing
 from imtx.fast.step import advance
 from imtx.fast.weights import allocate, pack
 from imtx.sampling import noise
@@ -74,31 +74,33 @@ class Clock:
 
 def test_two_lanes_work_while_they_are_quicker(monkeypatch):
     clock, crew = Clock(monkeypatch, one=1.0, two=0.6), Lanes(2)
-    for _ in range(5):
-        crew.run(clock.work, 8)
-    assert clock.calls == [1, 2, 2, 2, 2]
-    clock.takes[2] = 1.1  # someone else has taken a processor
-    for _ in range(CALLS_OF_REST + 2):
-        crew.run(clock.work, 8)
-    assert clock.calls[5:] == [2] + CALLS_OF_REST * [1] + [2]
+    with drawing():
+        for _ in range(5):
+            crew.run(clock.work, 8)
+        assert clock.calls == [1, 2, 2, 2, 2]
+        clock.takes[2] = 1.1  # someone else has taken a processor
+        for _ in range(CALLS_OF_REST + 2):
+            crew.run(clock.work, 8)
+        assert clock.calls[5:] == [2] + CALLS_OF_REST * [1] + [2]
 
 
 def test_one_lane_is_never_two(monkeypatch):
     clock, crew = Clock(monkeypatch, one=1.0, two=0.1), Lanes(1)
-    for _ in range(3):
-        crew.run(clock.work, 8)
+    with drawing():
+        for _ in range(3):
+            crew.run(clock.work, 8)
     assert clock.calls == [1, 1, 1]
 
 
 def test_while_another_picture_is_drawn_one_lane_works(monkeypatch):
     clock, crew = Clock(monkeypatch, one=1.0, two=0.1), Lanes(2)
-    crew.run(clock.work, 8)
-    with at_work() as alone:
-        assert alone
+    with drawing():
         crew.run(clock.work, 8)
-        with at_work() as second_alone:
-            assert not second_alone
-    crew.run(clock.work, 8)
+        other = sample(small("dmol", "class").float(), [0], every=1, engine="compiled")
+        next(other)
+        crew.run(clock.work, 8)
+        other.close()
+        crew.run(clock.work, 8)
     assert clock.calls == [1, 1, 2]
 
 

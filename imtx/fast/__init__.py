@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..model import Context, ImageTransformer
-from .lanes import Lanes, at_work
+from .lanes import Lanes, drawing
 
 IMAGES_A_GROUP = 8
 PIXELS_A_CALL = 32  # after so many, a generator that was closed gets to stop
@@ -84,18 +84,18 @@ def draw_pixels(
         advance(shape, weights, state, scratch[lane], lane, of, first * channels, last * channels, known * channels, temperature)
 
     done = 0
-    while done < total:
-        due = known if done < known else min(known + ((done - known) // every + 1) * every, total)
-        last = min(done + (PIXELS_A_CALL if done else PIXELS_IN_FIRST_CALL), due)
-        if len(memory) == 1:
-            lanes.run(partial(draw_group, 0, done, last), last - done)
-        else:
-            with at_work():
+    with drawing():
+        while done < total:
+            due = known if done < known else min(known + ((done - known) // every + 1) * every, total)
+            last = min(done + (PIXELS_A_CALL if done else PIXELS_IN_FIRST_CALL), due)
+            if len(memory) == 1:
+                lanes.run(partial(draw_group, 0, done, last), last - done)
+            else:
                 list(_pool(threads).map(draw_group, range(len(memory)), [done] * len(memory), [last] * len(memory)))
-        done = last
-        if done == due and done > known:
-            np.concatenate([state.pixels for state, _ in memory], out=pixels)
-            yield done
+            done = last
+            if done == due and done > known:
+                np.concatenate([state.pixels for state, _ in memory], out=pixels)
+                yield done
 
 
 def _pack(model: ImageTransformer) -> tuple:

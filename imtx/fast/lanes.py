@@ -9,22 +9,21 @@ from contextlib import contextmanager
 CALLS_OF_REST = 8  # with one thread, where two have turned out slower, until they are tried again
 
 _lock = threading.Lock()
-_at_work = 0  # calls of compiled code, in all threads of the process
+_pictures = 0  # or batches, that are being drawn in this process
 _other_lane = ThreadPoolExecutor(1, thread_name_prefix="imtx-lane")
 
 
 @contextmanager
-def at_work() -> Iterator[bool]:
-    """Around a call of compiled code; gives whether it is the only one."""
-    global _at_work
+def drawing() -> Iterator[None]:
+    """Around all calls for a picture, or for a batch. Two lanes work only where no other is being drawn."""
+    global _pictures
     with _lock:
-        _at_work += 1
-        alone = _at_work == 1
+        _pictures += 1
     try:
-        yield alone
+        yield
     finally:
         with _lock:
-            _at_work -= 1
+            _pictures -= 1
 
 
 class Lanes:
@@ -43,14 +42,13 @@ class Lanes:
     def run(self, work: Callable[[int, int], None], pixels: int) -> None:
         """Calls `work(lane, lanes)`, which draws so many pixels, in one thread, or in two at once."""
         begin = time.perf_counter()
-        with at_work() as alone:
-            two = alone and self.most > 1 and not self.rest
-            if two:
-                other = _other_lane.submit(work, 1, 2)
-                work(0, 2)
-                other.result()
-            else:
-                work(0, 1)
+        two = self.most > 1 and not self.rest and _pictures == 1
+        if two:
+            other = _other_lane.submit(work, 1, 2)
+            work(0, 2)
+            other.result()
+        else:
+            work(0, 1)
         seconds = (time.perf_counter() - begin) / pixels
         if not two:
             self.one_takes, self.rest = seconds, max(self.rest - 1, 0)
