@@ -26,7 +26,7 @@ Watch a neural network draw a picture one pixel at a time, row by row or block b
 nearby that it has drawn already, works out how likely every colour is for the next one, and rolls dice.
 """
 HOW = """
-The models are decoder-only (or, to enlarge faces, encoder-decoder) transformers over pixels with *local* attention,
+The models are decoder-only (or, to enlarge, encoder-decoder) transformers over pixels with *local* attention,
 after Parmar et al., [Image Transformer](https://arxiv.org/abs/1802.05751), ICML 2018. A **1D layout** draws row by
 row, a **2D layout** one rectangle after another. For each pixel a model with **DMOL output** gives a distribution over
 all 16.7 million colours, a discretized mixture of logistics; one with **categorical output** gives three, over the
@@ -83,13 +83,14 @@ def connect(
     stop.click(None, screen, screen, js=STOPPED, cancels=[drawing], api_visibility="private")
 
 
-def picture_input(label: str, folder: str) -> tuple[gr.Image, str]:
-    """An upload with examples below it, of which the first is chosen already; and that one's path."""
-    examples = sorted(str(p) for p in (ASSETS / "examples" / folder).iterdir())
-    sources = ["upload", "clipboard"]
-    picture = gr.Image(examples[0], type="filepath", label=label, sources=sources, height=260, elem_classes="crisp")
-    gr.Examples(examples, picture, cache_examples=False)
-    return picture, examples[0]
+def picture_input(label: str, *folders: str) -> tuple[gr.Image, str]:
+    """An upload with the examples of some folders below it, of which the first is chosen already; and that one's path."""
+    examples = {name: sorted(str(p) for p in (ASSETS / "examples" / name).iterdir()) for name in folders}
+    first, sources = examples[folders[0]][0], ["upload", "clipboard"]
+    picture = gr.Image(first, type="filepath", label=label, sources=sources, height=260, elem_classes="crisp")
+    for name, files in examples.items():
+        gr.Examples(files, picture, cache_examples=False, label=name.capitalize())
+    return picture, first
 
 
 def png_files() -> gr.File:
@@ -133,7 +134,7 @@ def build(tasks: Tasks) -> gr.Blocks:
                 model = model_dropdown(tasks.upscalers)
                 widgets = controls()
             with gr.Column():
-                picture, example = picture_input("Portrait", "faces")
+                picture, example = picture_input("Portrait or object", "faces", "objects")
                 with gr.Accordion("Frame the face: eyes at half the height, chin just inside", open=False):
                     zoom = gr.Slider(1, MAX_ZOOM, value=1, step=0.05, label="Zoom")
                     x = gr.Slider(0, 1, value=0.5, step=0.01, label="Left to right")

@@ -111,7 +111,7 @@ def test_bad_uploads_are_told(visit, tmp_path):
     cut.write_bytes(cut.read_bytes()[:6000])
     visitor = visit()
     visitor.open("Super-resolve")
-    visitor.upload("Portrait", cut)
+    visitor.upload("Portrait or object", cut)
     visitor.assert_refused("cut short")  # before Run
     visitor.open("Complete")
     visitor.upload("Picture", bad)
@@ -141,7 +141,7 @@ def test_framing_a_portrait(visit, tmp_path):
     visitor.open("Super-resolve")
 
     old = visitor.preview_source()
-    visitor.upload("Portrait", tmp_path / "tiny.png")
+    visitor.upload("Portrait or object", tmp_path / "tiny.png")
     assert np.array_equal(visitor.wait_for_another_preview(old), tiny)  # 8x8 stays as it is
     visitor.set("Samples", 1)
     visitor.run()
@@ -150,7 +150,7 @@ def test_framing_a_portrait(visit, tmp_path):
     expect(visitor.text()).to_have_text("Stopped.")
 
     old = visitor.preview_source()
-    visitor.upload("Portrait", tmp_path / "big.png")
+    visitor.upload("Portrait or object", tmp_path / "big.png")
     crop = visitor.wait_for_another_preview(old)
     assert crop.shape == (32, 32, 3)
     visitor.page.get_by_role("button", name=re.compile("Frame the face")).click()
@@ -170,7 +170,7 @@ def test_framing_a_portrait(visit, tmp_path):
 
 def test_examples(visit):
     visitor = visit()
-    for tab, label in (("Complete", "Picture"), ("Super-resolve", "Portrait")):
+    for tab, label in (("Complete", "Picture"), ("Super-resolve", "Portrait or object")):
         visitor.open(tab)
         image = visitor.picture(label).locator("img")
         old = image.get_attribute("src")

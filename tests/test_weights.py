@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
 import zoo
+from publishing.card_text import SAMPLING
 from publishing.cards import Entry, task_of
 from publishing.known_data import KNOWN
 
@@ -68,7 +69,7 @@ def test_the_front_matter_of_a_card_is_true(name):
     assert f"**{figures.bits_per_dim:.3f}**" in row and f"on {figures.images:,} test images" in row
     assert f"with {condition} shuffled {shuffled:.3f}" in row
     stored = {"float32": "float32", "bfloat16": "bfloat16 (matrices of the blocks) and float32"}[entry.dtype]
-    assert f"| Parameters | {entry.parameters:,}, stored as {stored} |" in card
+    assert f"| Parameters | {entry.parameters:,}, stored as {stored} |" in card and f"| Sampling | {SAMPLING} |" in card
 
 
 def test_the_table_in_readme_is_that_of_the_cards():

@@ -9,7 +9,9 @@ The arrays are those of `weights.py`; P positions, D features of a head. `own` i
 
 import numpy as np
 
-from .arithmetic import add_product, add_products, copy, exponentials, inlined, kernel, layer_norm, over_rms, relu, rms_norm, swiglu
+from .arithmetic import (
+    add_product, add_products, copy, exponentials, inlined, kernel, layer_norm, over_rms, relu, rms_norm, swiglu,
+)
 from .draws import draw_level, draw_pixel
 from .meeting import meet
 from .weights import MODERN, PAPER_LEVELS, PAPER_PIXELS

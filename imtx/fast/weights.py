@@ -160,21 +160,24 @@ def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
         source_q=matrix(by_out(each(lambda b: b.source_attention.q.weight if source else None, (inner, d)), 1)),
         source_out=matrix(by_in(each(lambda b: b.source_attention.out.weight if source else None, (d, inner)))),
         up=matrix(by_out(each(lambda b: b.ffn.up.weight, ()), gated)),
-        up_bias=numbers(by_out(each(lambda b: (torch.zeros(2 * config.ffn) if modern else b.ffn.up.bias)[:, None], ()), gated)[..., 0]),
+        up_bias=numbers(
+            by_out(each(lambda b: (torch.zeros(2 * config.ffn) if modern else b.ffn.up.bias)[:, None], ()), gated).squeeze(-1)
+        ),
         down=matrix(by_in(each(lambda b: b.ffn.down.weight, ()))),
         down_bias=numbers(each(lambda b: b.ffn.down.bias if not modern else torch.zeros(d), ())),
         norms=numbers(
-            each(lambda b: torch.stack([norm(b.attention_norm), norm(b.source_norm if source else b.ffn_norm), norm(b.ffn_norm)]), ())
+            each(lambda b: torch.stack([norm(n) for n in (b.attention_norm, b.source_norm if source else b.ffn_norm, b.ffn_norm)]), ())
         ),
         qk_gains=numbers(each(lambda b: _qk_gains(b, source) if modern else torch.ones(3, config.head_width), ())),
         last_gain=numbers(model.norm.weight) if modern else np.zeros(0, np.float32),
         head=numbers(model.head.weight.T),
-        head_bias=numbers(model.head.bias) if model.head.bias is not None else np.zeros(model.output.parameters, np.float32),
+        head_bias=zeros(model.output.parameters) if model.head.bias is None else numbers(model.head.bias),
     )
 
 
 def _qk_gains(block: nn.Module, source: bool) -> Tensor:
-    norms = [block.attention.query_norm, block.attention.key_norm, (block.source_attention if source else block.attention).query_norm]
+    last = block.source_attention if source else block.attention
+    norms = [block.attention.query_norm, block.attention.key_norm, last.query_norm]
     return torch.stack([norm.weight.detach() for norm in norms])  # (3, D); the last is not read without a source
 
 
@@ -205,7 +208,9 @@ def allocate(
 
     def of_parts(tensors: list[Tensor], *shape: int) -> np.ndarray:
         """(L, N, C, H, ...) from each layer's (N, C H, ...)"""
-        return numbers(torch.stack([t[part].unflatten(1, (parts, heads)) for t in tensors])) if tensors else zeros(0, images, parts, heads, *shape)
+        if not tensors:
+            return zeros(0, images, parts, heads, *shape)
+        return numbers(torch.stack([tensor[part].unflatten(1, (parts, heads)) for tensor in tensors]))
 
     state = State(
         pixels=pixels[part].copy(),
@@ -214,7 +219,8 @@ def allocate(
         around=of_images(around, positions, 0), sums=of_images(sums, positions, 0),
         source_keys=of_parts([keys.transpose(2, 3) for keys, _ in source_kv], width, 0),
         source_values=of_parts([values for _, values in source_kv], 0, width),
-        keys=zeros(layers, images, parts, positions, heads * width), values=zeros(layers, images, parts, positions, heads * width),
+        keys=zeros(layers, images, parts, positions, heads * width),
+        values=zeros(layers, images, parts, positions, heads * width),
         # 16 more than are used: rows whose distance is a power of two would fall on the same few cache lines.
         window_keys=zeros(layers, images, parts, heads, width, longest + 16),
         window_values=zeros(layers, images, parts, heads, longest, width),
@@ -223,9 +229,9 @@ def allocate(
     scratch = [
         Scratch(
             x=zeros(images, d), normed=zeros(images, d), inputs=zeros(images, len(weights.stem)), guess=zeros(images, 3),
-            projected=zeros(images, weights.qkv.shape[3]), queries=zeros(images, heads * width), attended=zeros(images, heads * width),
-            inner=zeros(images, weights.up.shape[3]), scores=zeros(max(longest, config.source_size**2, weights.head.shape[1])),
-            params=zeros(images, weights.head.shape[1]),
+            projected=zeros(images, weights.qkv.shape[3]), queries=zeros(images, heads * width),
+            attended=zeros(images, heads * width), inner=zeros(images, weights.up.shape[3]),
+            scores=zeros(max(longest, config.source_size**2, weights.head.shape[1])), params=zeros(images, weights.head.shape[1]),
         )
         for _ in range(parts)
     ]

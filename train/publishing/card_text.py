@@ -8,6 +8,7 @@ from .records import Training
 from imtx import Config
 from imtx.checkpoint import Origin
 
+SAMPLING = "in float32; by default compiled on a CPU, where the matrices are read as they are stored, and by PyTorch elsewhere"
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}  # of accelerate
 LIMITS = {
     GENERATION: "For demonstration and research. It draws pictures like those that it was trained on, their biases "
@@ -135,6 +136,7 @@ def table(
         **started,
         "Licence": f"weights: {licence.text}; data: {data.licence}",
         "Parameters": f"{entry.parameters:,}, stored as {stored}",
+        "Sampling": SAMPLING,
         **run,
         "Bits/dim": figures,
         **measured,
