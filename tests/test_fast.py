@@ -1,4 +1,4 @@
-"""The compiled step (imtx/fast) against the PyTorch step that it stands in for: log-probabilities and pixels, all kinds of models."""
+"""The compiled step (imtx/fast) against the PyTorch step that it stands in for: log-probabilities and pixels, for all kinds."""
 
 import itertools
 import logging

@@ -6,7 +6,6 @@ ten. But a thread without a processor may be away for milliseconds, so those tha
 
 import os
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 

@@ -165,14 +165,16 @@ def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
         ),
         down=matrix(by_in(each(lambda b: b.ffn.down.weight, ()))),
         down_bias=numbers(each(lambda b: b.ffn.down.bias if not modern else torch.zeros(d), ())),
-        norms=numbers(
-            each(lambda b: torch.stack([norm(n) for n in (b.attention_norm, b.source_norm if source else b.ffn_norm, b.ffn_norm)]), ())
-        ),
+        norms=numbers(each(lambda b: torch.stack([norm(n) for n in _norms(b, source)]), ())),
         qk_gains=numbers(each(lambda b: _qk_gains(b, source) if modern else torch.ones(3, config.head_width), ())),
         last_gain=numbers(model.norm.weight) if modern else np.zeros(0, np.float32),
         head=numbers(model.head.weight.T),
         head_bias=zeros(model.output.parameters) if model.head.bias is None else numbers(model.head.bias),
     )
+
+
+def _norms(block: nn.Module, source: bool) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return block.attention_norm, block.source_norm if source else block.ffn_norm, block.ffn_norm  # the second: not read without
 
 
 def _qk_gains(block: nn.Module, source: bool) -> Tensor:
