@@ -227,7 +227,8 @@ def _batch(pictures: Tensor, images: int, size: int, name: str, device: torch.de
     """One picture for all, or one each, tensor or array -> (N, size, size, 3)."""
     if not isinstance(pictures, (Tensor, np.ndarray)):
         raise ValueError(f"{name} must be a uint8 tensor or array, got {type(pictures).__name__}.")
-    pictures = torch.as_tensor(pictures)
+    if isinstance(pictures, np.ndarray):
+        pictures = torch.from_numpy(pictures.copy())  # pictures opened by Pillow are read-only, of which PyTorch warns
     if pictures.dtype != torch.uint8 or pictures.shape not in ((size, size, 3), (images, size, size, 3)):
         raise ValueError(
             f"{name} must be uint8 of shape {(size, size, 3)} or {(images, size, size, 3)}, "

@@ -29,6 +29,13 @@ from data.pictures import area_resize, fit
 # ---- parquet -----------------------------------------------------------------------------------------------
 
 
+def test_columns_are_of_tables(tmp_path):
+    (tmp_path / "1.png").touch()
+    for option in ("image_column", "label_column"):
+        with pytest.raises(SystemExit, match="a folder of pictures, which has no column img: leave that option out"):
+            data.find(str(tmp_path), "train", **{option: "img"})
+
+
 def test_a_parquet_file_or_the_files_of_a_split_are_read_in_order(load, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()

@@ -3,6 +3,7 @@
 As in test_train.py, `tiny` is a model of 8x8 pictures here.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -142,7 +143,7 @@ def test_the_future_of_a_run_that_goes_another_way_is_kept_whole(renames, folder
 
     monkeypatch.setattr(os, "replace", killed)
     try:
-        folders.set_aside_after(3, ("run.json", "training.json"))
+        folders.set_aside_after(3, ("run.json", "training.json"), ended=False)
     except KeyboardInterrupt:
         assert folders.find("latest").name == "step-00000006"  # as if nothing had been asked for
     else:
@@ -153,7 +154,7 @@ def test_the_future_of_a_run_that_goes_another_way_is_kept_whole(renames, folder
     assert sorted(path.parent.name for path in output.rglob(PROGRESS)) == [
         "before-decay", "step-00000003", "step-00000005", "step-00000006"
     ]
-    folders.set_aside_after(3, ("run.json",))
+    folders.set_aside_after(3, ("run.json",), ended=False)
     assert folders.find("latest").name == "step-00000003" and len(list(output.rglob(PROGRESS))) == 4
     assert all((former / "run.json").read_text() == "began" for former in output.glob("former-*"))
 
@@ -161,7 +162,7 @@ def test_the_future_of_a_run_that_goes_another_way_is_kept_whole(renames, folder
 def test_the_latest_checkpoint_is_that_of_the_last_step_by_any_name(folders):
     for name in ("step-00000003", "before-decay", "step-00000005"):  # before-decay: step 4
         folders.save(name)
-    folders.set_aside_after(4, ())
+    folders.set_aside_after(4, (), ended=False)
     assert folders.find("latest").name == "before-decay"
 
 
@@ -172,11 +173,56 @@ def test_a_run_is_prolonged_from_before_its_decay_and_its_old_end_is_a_run_of_it
     assert {p.name for p in longer.glob("checkpoints/step-*")} == {"step-00000004", "step-00000009"}
     assert (longer / "checkpoints/before-decay").is_dir()  # and it can be prolonged once more
     assert_equal(weights(former / last), weights(trained / last))
-    assert {p.name for p in former.iterdir()} == {"checkpoints", "model", "run.json", "training.json"}
-    assert (former / "model/training.json").read_bytes() == (trained / "model/training.json").read_bytes()
+    assert_kept(former, trained)
+    assert validated(longer) == [4, 9] and validated(former) == [4, 8]
+    assert {sheet.name for sheet in longer.glob("samples/*")} == {"00000004.png", "00000009.png"}
 
     assert train(data, former, "--max-steps", 20, "--resume", "latest", "--every", 100)["steps"] == 20
     assert step_of(former / "checkpoints/before-decay") == 17  # with a larger budget the rate falls once more
+
+
+def test_the_end_of_a_run_that_goes_on_from_it_is_kept(data, trained, tmp_path):
+    longer = tmp_path / "run"
+    shutil.copytree(trained, longer)
+    assert train(data, longer, "--max-steps", 9, "--resume", "latest", "--every", 100)["steps"] == 9
+    assert_kept(longer / "former-1", trained)
+    last = "checkpoints/step-00000008"
+    assert_equal(weights(longer / "former-1" / last), weights(trained / last))
+    assert (longer / last).is_dir()  # it is where the run went on from
+
+
+def assert_kept(former: Path, trained: Path) -> None:
+    """All that a finished run has, with its log and its sheets."""
+    names = {"checkpoints", "log.jsonl", "model", "run.json", "samples", "training.json"}
+    assert {p.name for p in former.iterdir()} == names
+    for name in ("model/training.json", "model/model.safetensors", "log.jsonl", "samples/00000008.png"):
+        assert (former / name).read_bytes() == (trained / name).read_bytes()
+
+
+def validated(output: Path) -> list[int]:
+    """Steps at which, by its log, a run was validated."""
+    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "validation_bits_per_dim" in line]
+
+
+def test_a_resumed_run_goes_on_at_its_rate_unless_told_and_tells_all_its_commands(data, tmp_path):
+    def commands() -> list[str]:
+        return json.loads((output / "training.json").read_text())["command"].split(" && ")
+
+    output, script = tmp_path / "run", data.with_name("small.py")
+    options = ("--preset", "tiny", "--data", data, "--output", output, "--batch-size", 4, "--every", 100)
+    assert run(script, *options, "--max-steps", 4, "--learning-rate", "1e-4", "--clip", "0.5").returncode == 0
+    assert len(commands()) == 1
+    ended = run(script, *options, "--max-steps", 6, "--resume", "latest")
+    assert ended.returncode == 0 and "This run goes on with" not in ended.stderr
+    noted = json.loads((output / "run.json").read_text())
+    assert (noted["learning_rate"], noted["clip"]) == (1e-4, 0.5)
+    ended = run(script, *options, "--max-steps", 8, "--resume", "latest", "--learning-rate", "2e-4")
+    assert "This run goes on with --learning-rate 0.0002; it had 0.0001." in ended.stderr
+    assert [command.count("--resume latest") for command in commands()] == [0, 1, 1]
+    assert "1e-4" in commands()[0] and "2e-4" in commands()[2]
+    ended = run(script, *options, "--max-steps", 8, "--resume", "before-decay", "--learning-rate", "2e-4")
+    assert len(commands()) == 3  # the last one once more, from elsewhere
 
 
 def test_a_run_killed_while_its_model_is_replaced_has_it_back_when_it_goes_on(data, tmp_path):

@@ -109,24 +109,30 @@ class Checkpoints:
             if name == "ema" or not sharded:  # cut-up weights accelerate has put back itself
                 model.load_state_dict(saved[name].state_dict())
 
-    def set_aside_after(self, step: int, copied: Sequence[str]) -> None:
+    def set_aside_after(self, step: int, copied: Sequence[str], ended: bool) -> None:
         """Keeps the future of a run that now takes another way, which "latest" must not find, as a run of its own.
 
-        copied: names in OUTPUT of what belongs to that one too. For the main process alone. If it is killed, what has not
-        been moved yet is where it was, the last one too.
+        copied: names in OUTPUT of what belongs to that one too. ended: it had come to its end, which is kept even if the run
+        goes on from there. For the main process alone. If it is killed, what has not been moved yet is where it was, the
+        last one too.
         """
         later = [folder for folder in self.in_order() if step_of(folder) > step]
-        if not later:
+        if not later and not ended:
             return
         output = self.folder.parent
         former = next(f for n in itertools.count(1) if not (f := output / f"former-{n}").exists())
         (part(former) / "checkpoints").mkdir(parents=True)
-        for source in filter(Path.exists, (output / name for name in copied)):
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, part(former) / source.name)
+        sources = [output / name for name in copied]
+        if not later:
+            sources.append(self.in_order()[-1])  # which this run goes on from as well
+        for source in filter(Path.exists, sources):
+            target = part(former) / source.relative_to(output)
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
         os.replace(part(former), former)
         for folder in later:
             os.replace(folder, former / "checkpoints" / folder.name)
-        print(f"What this run had after step {step:,} is kept in {former}, which you may delete.", file=sys.stderr)
+        had = f"had after step {step:,}" if later else "was at its end"
+        print(f"What this run {had} is kept in {former}, which you may delete.", file=sys.stderr)
 
     def _remove(self, folder: Path) -> None:
         gone = folder.with_name(f".{folder.name}.gone")  # first, as half a checkpoint must not be found under its name

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from data import Images
+from files import write_whole
 from imtx import ImageTransformer, draw
 from imtx.costs import forward_flops, matmul_rate
 from imtx.images import save_png, sheet
@@ -67,6 +68,15 @@ class Report:
         main = self.accelerator.is_main_process
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not main, bar_format="{n_fmt}/{total_fmt} steps{postfix}")
         self.since = (step, seconds)
+
+    def forget_after(self, step: int) -> None:
+        """Log and sheets of a run that goes on from there, as it comes to the later steps once more. For the main process."""
+        if (log := self.output / "log.jsonl").exists():
+            lines = log.read_text().splitlines(keepends=True)
+            write_whole(log, "".join(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step))
+        for sheet_file in self.output.glob("samples/*.png"):
+            if sheet_file.stem.isdigit() and int(sheet_file.stem) > step:
+                sheet_file.unlink()
 
     def step(self, loss: torch.Tensor) -> None:
         """loss: bits/dim of this process's share of the step, not yet waited for."""

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import shlex
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ from processes import check_launch, check_sharding
 from publishing import provenance
 from publishing.records import RUN, Training
 from report import Report, in_a_sentence, require_tracker
-from start import SETTINGS, Start, check_data, check_settings, noted
+from start import CHANGEABLE, SETTINGS, Start, changes, check_data, check_settings, commands, noted
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
 RECORD = "training.json"  # what a finished run leaves for the model card
@@ -89,6 +88,7 @@ class Run:
         if args.validation is None:
             args.validation = before.get("validation")
         check_settings(args, before)
+        self.commands, self.changes = commands(before), changes(args, before)
         set_seed(args.seed)
         self.start = Start.of(args, before)
         images = data.load(args.data, args.split, self.start.config, **data.options(args))
@@ -129,15 +129,20 @@ class Run:
             raise SystemExit(
                 f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder for --output."
             )
-        note = {name: getattr(args, name) for name in SETTINGS} | {"labels": self.labels, "init_licence": self.start.licence}
-        note["images"] = len(self.images) + len(self.held_out)
         try:
             (args.output / "samples").mkdir(parents=True, exist_ok=True)
             if args.resume is None:
-                write_whole(args.output / RUN, json.dumps(note) + "\n")
+                self.note()
             self.checkpoints.tidy()
         except OSError as error:
             raise SystemExit(f"{args.output} cannot be written to: {error.strerror}. Choose another folder.") from error
+
+    def note(self) -> None:
+        """OUTPUT/run.json: what a resumed run goes by."""
+        note = {name: getattr(self.args, name) for name in (*SETTINGS, *CHANGEABLE)}
+        note |= {"labels": self.labels, "images": len(self.images) + len(self.held_out)}
+        note |= {"init_licence": self.start.licence, "commands": self.commands}
+        write_whole(self.args.output / RUN, json.dumps(note) + "\n")
 
     def interrupt(self, number: int, _) -> None:
         """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint; a second one ends at once."""
@@ -211,7 +216,11 @@ class Run:
             )
         progress.decaying = progress.decaying and share >= 1 - DECAY_SHARE  # no longer, with a larger budget
         if self.accelerator.is_main_process:
-            self.checkpoints.set_aside_after(progress.step, (RUN, RECORD, "model"))
+            kept = (RUN, RECORD, "model", "log.jsonl", "samples")
+            self.checkpoints.set_aside_after(progress.step, kept, ended=(args.output / RECORD).exists())
+            self.report.forget_after(progress.step)
+            self.note()
+            print(*self.changes, sep="\n", end="\n" * bool(self.changes), file=sys.stderr)
 
     def save_model(self) -> None:
         if self.accelerator.is_main_process:
@@ -289,7 +298,7 @@ class Run:
     def save_record(self, validation: float) -> None:
         args, progress, accelerator = self.args, self.progress, self.accelerator
         record = Training(
-            command=shlex.join(["python", *sys.argv]), preset=args.preset, init=args.init, init_licence=self.start.licence,
+            command=" && ".join(self.commands), preset=args.preset, init=args.init, init_licence=self.start.licence,
             data=args.data, images=len(self.images), steps=progress.step, batch_size=args.batch_size,
             images_seen=progress.step * args.batch_size, seed=args.seed,
             minutes=progress.seconds / 60, hardware=provenance.hardware(accelerator.device, accelerator.num_processes),

@@ -6,6 +6,9 @@ A model that is trained on keeps its configuration, except for its classes, whic
 
 import argparse
 import math
+import re
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +20,10 @@ from imtx.checkpoint import Origin
 from publishing import origins
 from publishing.records import RUN, parse_object, read_text, shortened
 
-# What a resumed run must have as it was, and notes in OUTPUT/run.json; budget, rate and precision may change.
+# What a resumed run must have as it was, and notes in OUTPUT/run.json.
 SETTINGS = ("preset", "init", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
+# What it notes too, goes on with unless told otherwise, and may change; so may its budget.
+CHANGEABLE = ("learning_rate", "warmup", "weight_decay", "clip", "ema", "mixed_precision")
 
 
 def noted(output: Path) -> dict:
@@ -39,6 +44,27 @@ def check_settings(args: argparse.Namespace, before: dict) -> None:
             raise SystemExit(
                 f"--resume: this run has {there}, not {here}. Go on with what it has, or choose another folder for --output."
             )
+
+
+def changes(args: argparse.Namespace, before: dict) -> list[str]:
+    """What a resumed run does otherwise than before, a sentence each."""
+    return [
+        f"This run goes on with --{name.replace('_', '-')} {getattr(args, name)}; it had {before[name]}."
+        for name in CHANGEABLE if before.get(name, getattr(args, name)) != getattr(args, name)
+    ]
+
+
+def commands(before: dict) -> list[str]:
+    """Those that the run was made with so far, this one last; not again where it was interrupted and went on as it was."""
+    own, noted_ones = shlex.join(["python", *sys.argv]), before.get("commands", [])
+    if noted_ones and _to_resume(noted_ones[-1]) == _to_resume(own):
+        return noted_ones
+    return [*noted_ones, own]
+
+
+def _to_resume(command: str) -> str:
+    """A command without the option that alone tells going on from beginning."""
+    return re.sub(r" --resume[ =]\S+", "", command)
 
 
 def same_folder(one: str | None, other: str | None) -> bool:

@@ -18,9 +18,11 @@ import data
 from imtx import PRESETS
 from processes import told_by_the_launcher
 from run import Run
+from start import noted
 
 # Of fresh weights, and of others that are trained on: these have little to lose to a gradient's first steps, and few to take.
 RATES, WARMUPS = (2e-3, 1e-3), (100, 20)
+DEFAULTS = {"weight_decay": 0.01, "clip": 1.0, "ema": 0.999, "mixed_precision": "no"}
 
 
 def arguments() -> argparse.Namespace:
@@ -50,11 +52,11 @@ def arguments() -> argparse.Namespace:
         help="of the rate after warm-up: constant, then to zero over the last 15 %% of the budget; cosine to zero; 1/sqrt(step)",
     )
     parser.add_argument("--warmup", type=int, metavar="N", help="steps ({}; with --init {})".format(*WARMUPS))
-    parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    parser.add_argument("--ema", type=float, default=0.999, help="decay of the moving average of the weights")
+    parser.add_argument("--weight-decay", type=float, metavar="X", help="({weight_decay})".format(**DEFAULTS))
+    parser.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient ({clip})".format(**DEFAULTS))
+    parser.add_argument("--ema", type=float, metavar="X", help="decay of the weights' moving average ({ema})".format(**DEFAULTS))
     parser.add_argument("--flip", action="store_true", help="mirror half of the images")
-    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="({mixed_precision})".format(**DEFAULTS))
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step; needs a C++ compiler")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1000, help="steps between checkpoint, validation and sample sheet")
@@ -72,8 +74,10 @@ def arguments() -> argparse.Namespace:
     if args.max_steps is None and args.max_minutes is None:
         parser.error("Give a budget: --max-steps, --max-minutes or both.")
     given = args.init is not None
-    args.learning_rate = RATES[given] if args.learning_rate is None else args.learning_rate
-    args.warmup = WARMUPS[given] if args.warmup is None else args.warmup
+    before = noted(args.output) if args.resume is not None else {}  # a resumed run goes on with what it had
+    for name, value in (DEFAULTS | {"learning_rate": RATES[given], "warmup": WARMUPS[given]}).items():
+        if getattr(args, name) is None:
+            setattr(args, name, before.get(name, value))
     above_0 = "max_steps max_minutes batch_size accumulate validation learning_rate warmup clip every keep validate_on"
     for name in above_0.split():
         value = getattr(args, name)
@@ -88,7 +92,8 @@ def arguments() -> argparse.Namespace:
 
 def nearest(word: str, names: list[str]) -> str:
     """A sentence that says what may have been meant."""
-    found = difflib.get_close_matches(word, names, n=1)
+    bare = {name.lstrip("-"): name for name in names}
+    found = [bare[name] for name in difflib.get_close_matches(word.lstrip("-"), bare, n=1)]
     return f"Did you mean {found[0]}?" if found else "--help lists them."
 
 

@@ -97,7 +97,11 @@ def find(data: str, split: str, image_column: str | None = None, label_column: s
     if path.is_dir():
         try:
             files = parquet_files(path, split)
-            return parquet(files, image_column, label_column) if files else pictures(path, split)
+            if files:
+                return parquet(files, image_column, label_column)
+            if column := image_column or label_column:
+                raise SystemExit(f"{path} is a folder of pictures, which has no column {column}: leave that option out.")
+            return pictures(path, split)
         except OSError as error:
             raise SystemExit(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
     if re.fullmatch(r"[\w.-]+/[\w.-]+", data):

@@ -25,7 +25,7 @@ class Training:
     that cannot be.
     """
 
-    command: str  # shlex.join(["python", *sys.argv])
+    command: str  # shlex.join(["python", *sys.argv]); of a resumed run those that differ, in order, with " && " between them
     preset: str | None  # None: it began with other weights, `init`
     data: str  # as given on the command line
     images: int  # trained on
@@ -57,8 +57,8 @@ class Training:
             if not isinstance(point, (tuple, list)) or len(point) != 2 or not all(map(is_number, point)):
                 raise ValueError(f"curve must hold pairs of a step and its bits/dim, got {point!r}.")
             curve.append((int(point[0]), float(point[1])))
-        words = [shortened(word) for word in shlex.split(self.command)]
-        told = {"curve": tuple(curve), "command": shlex.join(words), "data": shortened(self.data)}
+        commands = [shlex.join(map(shortened, shlex.split(command))) for command in self.command.split(" && ")]
+        told = {"curve": tuple(curve), "command": " && ".join(commands), "data": shortened(self.data)}
         for name, value in (told | {"init": self.init and shortened(self.init)}).items():
             object.__setattr__(self, name, value)
 
