@@ -180,6 +180,7 @@ class Benchmark:
             "roofline_fraction_batch1": first["roofline_fraction"],
             "roofline_fraction_batch1_all_threads": first["roofline_fraction_all_threads"],
             "images_per_second_batch1": first["images_per_second"],
+            "roofline_fraction_batch1_one_thread": one_thread["roofline_fraction"],
             "images_per_second_batch1_one_thread": one_thread["images_per_second"],
             "two_visitors_over_one": 2 * one_thread["batch_seconds"] / min(self.two_visitors),
         }
