@@ -33,6 +33,26 @@ def own_cache(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def here(files, monkeypatch) -> Path:
+    """The folder that a test file's own fixture `files` has made, as the working directory."""
+    monkeypatch.chdir(files)
+    return files
+
+
+@pytest.fixture
+def refusal(capsys):
+    """The sentence with which a call ends."""
+
+    def refusal(call, *arguments, **options) -> str:
+        with pytest.raises(SystemExit) as ended:
+            call(*arguments, **options)
+        assert ended.value.code != 0
+        return capsys.readouterr().err if isinstance(ended.value.code, int) else str(ended.value)
+
+    return refusal
+
+
 SIZE, SOURCE = 8, 2  # pixels
 CLASSES = ("cat", "dog")
 # Every kind of model that the engines of imtx/sampling.py draw with: family, output, layout, task.

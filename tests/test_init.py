@@ -1,97 +1,23 @@
-"""Training on from other weights, --init: what is taken over, what a resumed run must keep, and what the card then says."""
+"""Training on from other weights, --init: what is taken over, and what a resumed run must keep."""
 
 import json
 import shutil
-import signal
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CLASSES, SIZE, pictures, small, small_config
+from init_fixtures import NC, OWN, ROOT, draw_pictures, files, start  # noqa: F401, some are fixtures
 from PIL import Image
 
 from imtx import PRESETS, ImageTransformer, draw
-from imtx.checkpoint import BUNDLED, Origin
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "train"))
 
 import data
 import evaluate
 import publish
 import sample
-import train
 from averaging import open_model
-from publishing.cards import Entry, binding, licence_of
-from publishing import origins
-from publishing.origins import licence as init_licence, origin
 from publishing.records import Training
 from start import relabelled
-
-NC = dict(id="other", name="celeba-non-commercial-research", link="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html")
-OWN = ("--data-name", "My photos", "--data-licence", "they are mine")
-
-
-def draw_pictures(folder: Path, count: int, classes: tuple[str, ...] = (), seed: int = 0) -> Path:
-    """A folder of pictures a little larger than the model's, in folders of these classes in turn, if any."""
-    for i, picture in enumerate(pictures(count, SIZE + 3, seed).numpy()):
-        home = folder / classes[i % len(classes)] if classes else folder
-        home.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(home / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    """base: a model of cats and dogs; upscaler: one with a non-commercial card; photos of cats and owls; flat ones."""
-    folder = tmp_path_factory.mktemp("files")
-    small("dmol", "class").float().save_pretrained(folder / "base")
-    small("dmol", "sr").float().save_pretrained(folder / "upscaler")
-    shutil.copy(BUNDLED / "faces-sr-1d" / "README.md", folder / "upscaler")
-    draw_pictures(folder / "photos", 20, ("cat", "owl"))
-    draw_pictures(folder / "flat", 20)
-    draw_pictures(folder / "tested" / "test", 4)
-    return folder
-
-
-@pytest.fixture
-def here(files, monkeypatch) -> Path:
-    monkeypatch.chdir(files)
-    return files
-
-
-@pytest.fixture
-def start(here, tmp_path, monkeypatch, capsys):
-    """train.py in this process: start("--data", ...) returns the printed result; refusals are raised."""
-
-    def start(*words, output="run", init="base", steps=2) -> dict:
-        begin = () if init is None else ("--init", init)
-        budget = ("--max-steps", steps, "--every", 1, "--batch-size", 2, "--warmup", 1)
-        argv = ["train/train.py", *begin, "--output", tmp_path / output, *budget, *words]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
-        capsys.readouterr()
-        train.main()
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}  # a run takes them over
-    yield start
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def refusal(capsys):
-    """The sentence with which a call ends."""
-
-    def refusal(call, *arguments, **options) -> str:
-        with pytest.raises(SystemExit) as ended:
-            call(*arguments, **options)
-        assert ended.value.code != 0
-        return capsys.readouterr().err if isinstance(ended.value.code, int) else str(ended.value)
-
-    return refusal
 
 
 # ---- the weights -------------------------------------------------------------------------------------------
@@ -300,114 +226,3 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(
 def test_a_runs_own_folder_is_no_model_and_those_inside_are_named(start, here, tmp_path, refusal):
     start("--data", "photos", steps=1)
     assert f"name {tmp_path / 'run/model'} for the moving average" in refusal(start, "--data", "photos", init=tmp_path / "run")
-
-
-# ---- licence, record and card ------------------------------------------------------------------------------
-
-
-def test_older_records_are_read_and_new_ones_come_back(tmp_path):
-    record = json.loads((BUNDLED / "faces-sr-2d/training.json").read_text())
-    assert "init" not in record
-    assert Training.load(BUNDLED / "faces-sr-2d/training.json").init is None
-    new = Training(**record | {"preset": None, "init": "/home/someone/faces", "init_licence": NC})
-    new.save(tmp_path / "training.json")
-    assert Training.load(tmp_path / "training.json") == new and new.init == ".../faces"
-
-
-def test_a_licence_is_found_by_card_by_record_and_through_a_run(start, here, tmp_path):
-    assert init_licence("upscaler") == init_licence("faces-sr-1d") == NC and init_licence("base") is None
-    start("--data", "flat", init="upscaler", steps=1)
-    assert json.loads((tmp_path / "run/run.json").read_text())["init_licence"] == NC
-    for folder in ("model", "checkpoints/step-00000001/raw", "checkpoints/step-00000001/ema"):
-        assert open_model(tmp_path / "run" / folder).origin == origin(tmp_path / "run" / folder) == Origin("upscaler", licence=NC)
-        assert init_licence(str(tmp_path / "run" / folder)) == NC
-    start("--data", "flat", init=tmp_path / "run/model", output="second", steps=1)  # and on
-    assert Training.load(tmp_path / "second/training.json").init_licence == NC
-    assert origin(here / "upscaler") is None
-
-
-def test_the_card_of_a_hub_model_is_fetched_with_its_weights(here, monkeypatch, capsys):
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    snapshot = here / "snapshots" / "abc"
-    shutil.copytree(here / "base", snapshot, dirs_exist_ok=True)
-    asked = []
-    monkeypatch.setattr(origins, "find", lambda name: snapshot)
-    fetch = lambda *a, **k: asked.append((a, k)) or str(here / "upscaler/README.md")  # noqa: E731
-    monkeypatch.setattr(origins, "hf_hub_download", fetch)
-    assert init_licence("they/faces") == NC and asked == [(("they/faces", "README.md"), {"revision": "abc"})]
-
-    def fail(*_, **__):
-        raise LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr(origins, "hf_hub_download", fail)
-    assert init_licence("they/faces") is None and "they/faces cannot be read, nor its licence" in capsys.readouterr().err
-
-
-def test_cards_in_others_words(tmp_path):
-    card = tmp_path / "README.md"
-    for front, found, bound in (
-        ("license: mit", "mit", None), ("license: cc-by-nc-4.0", "cc-by-nc-4.0", "cc-by-nc-4.0"),
-        ("license: [mit, gpl-3.0]", "mit, gpl-3.0", "mit, gpl-3.0"),
-    ):
-        card.write_text(f"---\n{front}\n---\n# hello\n")
-        licence = licence_of(card)
-        assert licence["id"] == found and (binding(licence) and binding(licence).id) == bound
-    card.write_text("# no front matter\n")
-    assert licence_of(card) is None and binding(None) is None
-
-
-@pytest.fixture
-def tuned(start, tmp_path):
-    """tuned("upscaler"): the model folder of a run that began with it."""
-
-    def tuned(init: str, folder: str = "model") -> Path:
-        start("--data", "flat", init=init, steps=1)
-        return tmp_path / "run" / folder
-
-    return tuned
-
-
-def dry(model: Path, output: Path, *words) -> str:
-    publish.main([str(model), "me/mine", *OWN, *words, "--data", "tested", "--dry-run", "--output", str(output)])
-    return (output / "README.md").read_text()
-
-
-def test_a_copy_of_what_was_trained_on_from_a_non_commercial_start_stays_bound(start, tmp_path, refusal):
-    start("--data", "flat", init="upscaler", steps=1)
-    start("--data", "flat", "--resume", "latest", init="upscaler", steps=2)
-    for name in ("model", "checkpoints/step-00000002/raw"):
-        copy = tmp_path / Path(name).name
-        copy.mkdir()
-        for path in (tmp_path / "run" / name).iterdir():
-            if path.suffix == ".safetensors" or path.name == "config.json":
-                shutil.copy(path, copy)
-        assert "--licence: upscaler leaves no choice" in refusal(dry, copy, tmp_path / "out", "--licence", "apache-2.0")
-
-
-@pytest.mark.parametrize("folder", ["model", "checkpoints/step-00000001/ema"])
-def test_a_non_commercial_start_binds_the_result(folder, tuned, here, tmp_path, refusal):
-    model = tuned("upscaler", folder)
-    said = refusal(dry, model, tmp_path / "out", "--licence", "apache-2.0")
-    assert "--licence: upscaler leaves no choice" in said and "non-commercial research" in said
-    card = dry(model, tmp_path / "out")
-    entry = Entry.read(tmp_path / "out/README.md")
-    assert (entry.licence, entry.licence_name, entry.licence_link) == tuple(NC.values())
-    assert (entry.init, entry.preset) == ("upscaler", None)
-    assert "# mine: 2x2 to 8x8, fine-tuned from upscaler on My photos" in card
-    assert "| Started from | fine-tuned from `upscaler`, whose licence is `celeba-non-commercial-research`" in card
-    assert "| Licence | weights: for **non-commercial research** only" in card
-
-
-def test_a_start_whose_licence_is_not_recorded_is_said_to_be_so(tuned, tmp_path):
-    card = dry(tuned("base"), tmp_path / "out", "--licence", "mit")
-    assert "fine-tuned from `base`, whose licence is not recorded: it may bind these weights too" in card
-    assert Entry.read(tmp_path / "out/README.md").licence == "mit"
-
-
-def test_licences_at_odds_are_refused(refusal):
-    args = SimpleNamespace(data_name="celeba", data_licence=None, licence=None, show_data=False)
-    gpl = dict(id="gpl-3.0", name=None, link=None)
-    said = refusal(publish.described, args, "theirs", gpl)
-    assert said.startswith("No licence fits these weights: CelebA asks for") and "theirs asks for `gpl-3.0`" in said
-    assert publish.described(args, "faces-sr-1d", NC)[1].name == NC["name"]

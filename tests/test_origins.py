@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import small
 from huggingface_hub import ModelCard
-from publish_fixtures import OWN, cell, dry, files, here, refusal  # noqa: F401, some are fixtures
+from publish_fixtures import OWN, cell, dry, files, refusal  # noqa: F401, some are fixtures
 from test_records import RUN
 
 from imtx import ImageTransformer

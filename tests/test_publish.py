@@ -11,7 +11,7 @@ from conftest import CLASSES, SIZE, SOURCE, small
 from huggingface_hub import ModelCard
 from PIL import Image
 from publish_fixtures import (  # noqa: F401, some are fixtures
-    DRY, IMAGES, OWN, ROOT, cell, contents, dry, fake, files, here, refusal,
+    DRY, IMAGES, OWN, ROOT, cell, contents, dry, fake, files, refusal,
 )
 from safetensors import safe_open
 from test_evaluate import reduced

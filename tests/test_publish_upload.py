@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import errors
-from publish_fixtures import OWN, contents, dry, fake, files, here, refusal  # noqa: F401, some are fixtures
+from publish_fixtures import OWN, contents, dry, fake, files, refusal  # noqa: F401, some are fixtures
 
 from imtx import ImageTransformer
 

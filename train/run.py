@@ -21,12 +21,11 @@ from likelihood import bits_per_dim, sources_of
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
 from processes import check_launch, check_sharding
 from publishing import provenance
-from publishing.records import RUN, Training
+from publishing.records import RECORD, RUN, Training
 from report import Report, in_a_sentence, require_tracker
 from start import CHANGEABLE, SETTINGS, Start, changes, check_data, check_settings, commands, noted
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
-RECORD = "training.json"  # what a finished run leaves for the model card
 LOSSES_A_LINE = 50  # steps between two lines of the log
 
 

@@ -57,8 +57,8 @@ class Training:
             if not isinstance(point, (tuple, list)) or len(point) != 2 or not all(map(is_number, point)):
                 raise ValueError(f"curve must hold pairs of a step and its bits/dim, got {point!r}.")
             curve.append((int(point[0]), float(point[1])))
-        commands = [shlex.join(map(shortened, shlex.split(command))) for command in self.command.split(" && ")]
-        told = {"curve": tuple(curve), "command": " && ".join(commands), "data": shortened(self.data)}
+        words = (word if word == "&&" else shlex.quote(shortened(word)) for word in shlex.split(self.command))
+        told = {"curve": tuple(curve), "command": " ".join(words), "data": shortened(self.data)}
         for name, value in (told | {"init": self.init and shortened(self.init)}).items():
             object.__setattr__(self, name, value)
 
