@@ -104,50 +104,51 @@ def build(tasks: Tasks) -> gr.Blocks:
     generator = next(iter(tasks.generators.values()))
     with gr.Blocks(title="Image Transformer", delete_cache=(3600, 3600)) as demo:
         gr.Markdown(ABOUT)
-        with gr.Tab("Generate"), gr.Row():
-            with gr.Column():
-                screen = screen_and_buttons("generate", ready["generate"])
-            with gr.Column():
-                model = model_dropdown(tasks.generators)
-                names = choices(generator.classes)
-                name = gr.Dropdown(names, value=names[0], label="Class", interactive=len(names) > 1)
-                widgets = controls()
-                files = png_files()
-        model.change(tasks.choose_generator, [model, name], [model, name], **quiet)
-        connect(tasks.generate, "generate", name, widgets, model, *screen, files)
+        with gr.Tabs(overflow_behavior="wrap"):  # a menu would hide a tab on a phone whose style sheet comes late
+            with gr.Tab("Generate"), gr.Row():
+                with gr.Column():
+                    screen = screen_and_buttons("generate", ready["generate"])
+                with gr.Column():
+                    model = model_dropdown(tasks.generators)
+                    names = choices(generator.classes)
+                    name = gr.Dropdown(names, value=names[0], label="Class", interactive=len(names) > 1)
+                    widgets = controls()
+                    files = png_files()
+            model.change(tasks.choose_generator, [model, name], [model, name], **quiet)
+            connect(tasks.generate, "generate", name, widgets, model, *screen, files)
 
-        with gr.Tab("Complete"), gr.Row():
-            with gr.Column():
-                screen = screen_and_buttons("complete", ready["complete"])
-                model = model_dropdown(tasks.generators)
-                widgets = controls()
-            with gr.Column():
-                kept = gr.Markdown(generator.about_completing)
-                image, _ = picture_input("Picture", "objects")
-                files = png_files()
-        model.change(tasks.choose_completer, model, [model, kept], **quiet)
-        connect(tasks.complete, "complete", image, widgets, model, *screen, files)
+            with gr.Tab("Complete"), gr.Row():
+                with gr.Column():
+                    screen = screen_and_buttons("complete", ready["complete"])
+                    model = model_dropdown(tasks.generators)
+                    widgets = controls()
+                with gr.Column():
+                    kept = gr.Markdown(generator.about_completing)
+                    image, _ = picture_input("Picture", "objects")
+                    files = png_files()
+            model.change(tasks.choose_completer, model, [model, kept], **quiet)
+            connect(tasks.complete, "complete", image, widgets, model, *screen, files)
 
-        with gr.Tab("Super-resolve"), gr.Row():
-            with gr.Column():
-                screen = screen_and_buttons("super-resolve", ready["super-resolve"])
-                model = model_dropdown(tasks.upscalers)
-                widgets = controls()
-            with gr.Column():
-                picture, example = picture_input("Portrait or object", "faces", "objects")
-                with gr.Accordion("Frame the face: eyes at half the height, chin just inside", open=False):
-                    zoom = gr.Slider(1, MAX_ZOOM, value=1, step=0.05, label="Zoom")
-                    x = gr.Slider(0, 1, value=0.5, step=0.01, label="Left to right")
-                    y = gr.Slider(0, 1, value=0.5, step=0.01, label="Top to bottom")
-                image = gr.Image(
-                    example, type="filepath", format="png", label="What becomes 8x8", height=140,
-                    interactive=False, buttons=[], elem_classes="crisp",
-                )
-                files = png_files()
-        model.change(tasks.choose_upscaler, model, model, **quiet)
-        for change in (demo.load, picture.change, zoom.change, x.change, y.change, model.change):
-            change(tasks.frame, [picture, zoom, x, y, model], image, **quiet)
-        connect(tasks.super_resolve, "super_resolve", image, widgets, model, *screen, files)
+            with gr.Tab("Super-resolve"), gr.Row():
+                with gr.Column():
+                    screen = screen_and_buttons("super-resolve", ready["super-resolve"])
+                    model = model_dropdown(tasks.upscalers)
+                    widgets = controls()
+                with gr.Column():
+                    picture, example = picture_input("Portrait or object", "faces", "objects")
+                    with gr.Accordion("Frame the face: eyes at half the height, chin just inside", open=False):
+                        zoom = gr.Slider(1, MAX_ZOOM, value=1, step=0.05, label="Zoom")
+                        x = gr.Slider(0, 1, value=0.5, step=0.01, label="Left to right")
+                        y = gr.Slider(0, 1, value=0.5, step=0.01, label="Top to bottom")
+                    image = gr.Image(
+                        example, type="filepath", format="png", label="What becomes 8x8", height=140,
+                        interactive=False, buttons=[], elem_classes="crisp",
+                    )
+                    files = png_files()
+            model.change(tasks.choose_upscaler, model, model, **quiet)
+            for change in (demo.load, picture.change, zoom.change, x.change, y.change, model.change):
+                change(tasks.frame, [picture, zoom, x, y, model], image, **quiet)
+            connect(tasks.super_resolve, "super_resolve", image, widgets, model, *screen, files)
 
         with gr.Accordion("How it works", open=False):
             gr.Markdown(HOW)

@@ -27,6 +27,12 @@ def test_a_phone_shows_all_tabs_with_a_picture_in_each(visit, theme):
     assert visitor.page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
 
 
+def test_tabs_that_do_not_fit_beside_each_other_are_all_shown(visit):
+    visitor = visit(width=200)
+    for tab in TABS:
+        visitor.open(tab)
+
+
 @pytest.mark.parametrize("tab", TABS)
 def test_frames_arrive_while_the_picture_is_drawn(visit, tab):
     visitor = visit(width=360)
