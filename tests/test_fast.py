@@ -13,7 +13,7 @@ from conftest import FAMILIES, KINDS, LAYOUTS, SIZE, conditions, pictures, pictu
 from imtx import ImageTransformer, dmol, draw, fast, sample, sampling
 from imtx.checkpoint import BUNDLED
 from imtx.fast.step import advance
-from imtx.fast.weights import allocate, pack
+from imtx.fast.weights import allocate, cache_size, pack
 from imtx.sampling import noise
 
 MARGIN = 1e-4  # of log-probabilities, and so of the parameters that a draw is made from
@@ -52,7 +52,8 @@ def parameters(model: ImageTransformer, pixels: torch.Tensor, **condition) -> to
     context = model.context(images, condition.get("labels"), condition.get("sources"))
     shape, weights = pack(model)
     uniforms = noise(model, range(images))
-    state, (scratch, *_) = allocate(model, weights, context, uniforms, pixels.flatten(1).numpy(), slice(0, images))
+    buffer = np.full(cache_size(model, weights, images), 255, np.uint8)  # NaN is what others have left
+    state, (scratch, *_) = allocate(model, weights, context, uniforms, pixels.flatten(1).numpy(), slice(0, images), buffer)
     found = []
     for step in range(config.positions):
         state.pixels[:] = pixels.flatten(1).numpy()  # what this step has drawn is not what the next one is to see

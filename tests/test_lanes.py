@@ -13,7 +13,7 @@ from imtx import ImageTransformer, draw, sample
 from imtx.fast import lanes
 from imtx.fast.lanes import CALLS_OF_REST, Lanes, drawing
 from imtx.fast.step import advance
-from imtx.fast.weights import allocate, pack
+from imtx.fast.weights import allocate, cache_size, pack
 from imtx.sampling import noise
 
 
@@ -23,7 +23,8 @@ def memory(model: ImageTransformer, images: int) -> tuple:
     context = model.context(images, condition.get("labels"), condition.get("sources"))
     shape, weights = pack(model)
     pixels = np.zeros((images, model.config.sub_pixels), np.uint8)
-    return shape, weights, *allocate(model, weights, context, noise(model, range(images)), pixels, slice(0, images))
+    buffer = np.empty(cache_size(model, weights, images), np.uint8)
+    return shape, weights, *allocate(model, weights, context, noise(model, range(images)), pixels, slice(0, images), buffer)
 
 
 def together(model: ImageTransformer, images: int, calls: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..model import Context, ImageTransformer
+from .buffers import Buffers
 from .lanes import Lanes, drawing
 
 IMAGES_A_GROUP = 8
@@ -25,6 +26,7 @@ PIXELS_A_CALL = 32  # after so many, a generator that was closed gets to stop
 PIXELS_IN_FIRST_CALL = 4  # by one thread, to see whether two are faster
 
 _packed = weakref.WeakKeyDictionary()  # model -> (state of its weights, shape, weights)
+_buffers = Buffers()
 _compiled = set()  # dtypes of the matrices for which `warm` has been through
 
 
@@ -67,24 +69,25 @@ def draw_pixels(
     what is drawn whenever this yields.
     """
     from .step import advance
-    from .weights import allocate
+    from .weights import allocate, cache_size
 
     shape, weights = _pack(model)
     threads = _threads()
     # Each thread has a share, but no more images at a time than share a weight once read: more would crowd out of the
     # processor's cache what one step of an image leaves there for the next.
     groups = np.array_split(np.arange(len(pixels)), max(min(len(pixels), threads), math.ceil(len(pixels) / IMAGES_A_GROUP)))
-    with torch.inference_mode():
-        memory = [allocate(model, weights, context, uniforms, pixels, slice(g[0], g[-1] + 1)) for g in groups]
-    channels, total = shape.channels, model.config.image_size**2
-    lanes = Lanes(min(threads, len(memory[0][1])))
+    parts = [slice(group[0], group[-1] + 1) for group in groups]
+    with drawing(), _buffers.lent([cache_size(model, weights, len(group)) for group in groups]) as lent:
+        with torch.inference_mode():
+            memory = [allocate(model, weights, context, uniforms, pixels, *each) for each in zip(parts, lent)]
+        lanes = Lanes(min(threads, len(memory[0][1])))
 
-    def draw_group(group: int, first: int, last: int, lane: int = 0, of: int = 1) -> None:
-        state, scratch = memory[group]
-        advance(shape, weights, state, scratch[lane], lane, of, first * channels, last * channels, known * channels, temperature)
+        def draw_group(group: int, first: int, last: int, lane: int = 0, of: int = 1) -> None:
+            state, scratch = memory[group]
+            begin, end, given = first * channels, last * channels, known * channels
+            advance(shape, weights, state, scratch[lane], lane, of, begin, end, given, temperature)
 
-    done = 0
-    with drawing():
+        channels, total, done = shape.channels, model.config.image_size**2, 0
         while done < total:
             due = known if done < known else min(known + ((done - known) // every + 1) * every, total)
             last = min(done + (PIXELS_A_CALL if done else PIXELS_IN_FIRST_CALL), due)

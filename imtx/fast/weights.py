@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..inputs import before_table
 from ..model import Context, ImageTransformer
+from .buffers import LINE, carve, size_of
 
 MOST_PARTS = 2
-LINE = 64  # bytes that a processor's cache reads at once; what begins elsewhere costs two reads a vector
 MODERN, PAPER_PIXELS, PAPER_LEVELS = range(3)  # how a step's input is embedded (imtx/embedding.py)
 
 
@@ -189,21 +189,41 @@ def _fits_bfloat16(model: ImageTransformer) -> bool:
     return all(torch.equal(weight, weight.bfloat16().float()) for weight in matrices)
 
 
+def cache_shapes(model: ImageTransformer, weights: Weights, images: int) -> list[tuple[int, ...]]:
+    """Of State's keys, values, window_keys and window_values for so many images."""
+    layers, parts = weights.qkv.shape[:2]
+    heads, width = model.config.heads // parts, model.config.head_width
+    longest = weights.memory.shape[1] + model.layout.query_block
+    everything = (layers, images, parts, model.config.positions, heads * width)
+    # 16 more than are used: rows whose distance is a power of two would fall on the same few cache lines.
+    return [
+        everything, everything,
+        (layers, images, parts, heads, width, longest + 16), (layers, images, parts, heads, longest, width),
+    ]
+
+
+def cache_size(model: ImageTransformer, weights: Weights, images: int) -> int:
+    """Bytes of the buffer that `allocate` takes for so many images."""
+    return size_of(*cache_shapes(model, weights, images))
+
+
 def allocate(
-    model: ImageTransformer, weights: Weights, context: Context, uniforms: Tensor, pixels: np.ndarray, part: slice
+    model: ImageTransformer, weights: Weights, context: Context, uniforms: Tensor, pixels: np.ndarray, part: slice,
+    buffer: np.ndarray,
 ) -> tuple[State, list[Scratch]]:
     """Memory for the images of a batch that `part` takes, and for each thread that can work on them.
 
-    uniforms, pixels: those of the whole batch, see State.
+    uniforms, pixels: those of the whole batch, see State. buffer: (cache_size,) uint8 for keys and values.
     """
     images = part.stop - part.start
     config = model.config
     d, positions, width = config.width, config.positions, config.head_width
-    layers, parts = weights.qkv.shape[:2]
+    parts = weights.qkv.shape[1]
     heads = config.heads // parts
     longest = weights.memory.shape[1] + model.layout.query_block
     around, sums = context.source if context.source is not None else (None, None)
     source_kv = context.source_kv or []
+    keys, values, window_keys, window_values = carve(buffer, *cache_shapes(model, weights, images))
 
     def of_images(tensor: Tensor | None, *shape: int) -> np.ndarray:
         return zeros(images, *shape) if tensor is None else numbers(tensor[part])
@@ -221,11 +241,7 @@ def allocate(
         around=of_images(around, positions, 0), sums=of_images(sums, positions, 0),
         source_keys=of_parts([keys.transpose(2, 3) for keys, _ in source_kv], width, 0),
         source_values=of_parts([values for _, values in source_kv], 0, width),
-        keys=zeros(layers, images, parts, positions, heads * width),
-        values=zeros(layers, images, parts, positions, heads * width),
-        # 16 more than are used: rows whose distance is a power of two would fall on the same few cache lines.
-        window_keys=zeros(layers, images, parts, heads, width, longest + 16),
-        window_values=zeros(layers, images, parts, heads, longest, width),
+        keys=keys, values=values, window_keys=window_keys, window_values=window_values,
         made=zeros(2, parts, images, d), arrived=zeros(parts, LINE // 8, dtype=np.int64),
     )
     scratch = [

@@ -21,18 +21,16 @@ from server import ROOT, Server
 REQUESTS, EVERY, FLAT = 100, 10, 1.02
 CLASSES = ("surprise me", "no class", "cat", "ship")
 PICTURES = {folder: sorted((ROOT / "assets/examples" / folder).iterdir()) for folder in ("objects", "faces")}
-UPSCALERS = ("faces-sr-1d", "faces-sr-2d")
+UPSCALERS = {"faces-sr-1d": "faces", "faces-sr-2d": "faces", "cifar10-sr-1d": "objects"}  # and what they are given
 
 
 def request(number: int) -> tuple[str, list]:
     """An endpoint and what it is asked: the same at every start."""
     chance = random.Random(number)
     task = ("generate", "complete", "super_resolve")[number % 3]
-    given = chance.choice(CLASSES) if task == "generate" else handle_file(
-        chance.choice(PICTURES["objects" if task == "complete" else "faces"])
-    )
-    model = UPSCALERS[number // 3 % 2] if task == "super_resolve" else "cifar10-dmol-1d"
-    count = 8 if number < 6 else chance.randint(1, 8)  # the largest batch of every task and model first
+    model = "cifar10-dmol-1d" if task != "super_resolve" else list(UPSCALERS)[number // 3 % len(UPSCALERS)]
+    given = chance.choice(CLASSES) if task == "generate" else handle_file(chance.choice(PICTURES[UPSCALERS.get(model, "objects")]))
+    count = 8 if number < 9 else chance.randint(1, 8)  # the largest batch of every task and model first
     return task, [given, chance.uniform(0.5, 1.5), count, chance.choice((None, chance.randrange(2**32))), model]
 
 
