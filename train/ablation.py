@@ -8,8 +8,6 @@ Interrupted, with a checkpoint, the same command goes on where it was.
 import argparse
 import io
 import json
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,9 +18,9 @@ import matplotlib
 matplotlib.use("Agg")  # draws into files, needs no screen
 from matplotlib import pyplot as plt
 
+import trainings
 from files import write_whole
 from imtx import PRESETS
-from publishing.records import RECORD, Training
 
 # CIFAR-10 test bits/dim of the paper's categorical model with 8 layers, by block size in sub-pixels.
 PAPER = {8: 4.06, 16: 3.47, 64: 3.13, 256: 2.99}
@@ -30,23 +28,8 @@ PAPER = {8: 4.06, 16: 3.47, 64: 3.13, 256: 2.99}
 
 def train(block: int, output: Path, options: list[str]) -> float:
     """Bits/dim on the held-out images after training `ablation-<block>` to the end of its budget."""
-    folder = output / str(block)
-    if (record := folder / RECORD).exists():  # it had ended when this was killed
-        return Training.load(record).validation_bits_per_dim
-    command = [sys.executable, str(Path(__file__).with_name("train.py")), "--preset", f"ablation-{block}"]
-    command += ["--output", str(folder), *options]
-    if any((folder / "checkpoints").glob("[!.]*")):
-        command += ["--resume", "latest"]
-    # Ctrl-C reaches the training too, which ends with a checkpoint: here it is waited for.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ) as training:
-        said, _ = training.communicate()
-    signal.signal(signal.SIGINT, before)
-    if training.returncode:
-        raise SystemExit(f"Training with blocks of {block} has ended early; what it said stands above.")
-    return json.loads(said.splitlines()[-1])["bits_per_dim"]
+    training = trainings.train(output / str(block), ["--preset", f"ablation-{block}", *options])
+    return training.validation_bits_per_dim
 
 
 def chart(ours: dict[int, float], path: Path) -> None:

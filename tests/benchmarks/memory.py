@@ -29,7 +29,8 @@ def request(number: int) -> tuple[str, list]:
     chance = random.Random(number)
     task = ("generate", "complete", "super_resolve")[number % 3]
     model = "cifar10-dmol-1d" if task != "super_resolve" else list(UPSCALERS)[number // 3 % len(UPSCALERS)]
-    given = chance.choice(CLASSES) if task == "generate" else handle_file(chance.choice(PICTURES[UPSCALERS.get(model, "objects")]))
+    pictures = PICTURES[UPSCALERS.get(model, "objects")]
+    given = chance.choice(CLASSES) if task == "generate" else handle_file(chance.choice(pictures))
     count = 8 if number < 9 else chance.randint(1, 8)  # the largest batch of every task and model first
     return task, [given, chance.uniform(0.5, 1.5), count, chance.choice((None, chance.randrange(2**32))), model]
 
