@@ -44,7 +44,7 @@ STOPPED = "(value) => ({...(typeof value === 'string' ? JSON.parse(value) : valu
 AT_ONCE = max(fast.processors(), 2)  # visitors; compiled code does not hold Python's lock, and a short request passes a long one
 CSS = """
 .crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
-@media (max-width: 480px) { button[role=tab] { padding: 0 8px !important } }  /* all three fit: no menu for the last */
+@media (max-width: 480px) { button[role=tab] { padding: 0 8px !important } }  /* all three fit in a row */
 .gradio-container { --block-info-text-color: var(--block-title-text-color) }  /* gradio's own is too faint to read */
 """
 
@@ -61,8 +61,8 @@ def model_dropdown(models: dict[str, Installed]) -> gr.Dropdown:
     return gr.Dropdown(list(models), value=first.name, label="Model", info=first.about, filterable=False)
 
 
-def controls() -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox]:
-    temperature = gr.Slider(*TEMPERATURES, value=0.9, step=0.05, label="Temperature", info="Low is calm, high is wild.")
+def controls(temperature: float = 0.9) -> tuple[gr.Slider, gr.Slider, gr.Number, gr.Checkbox]:
+    temperature = gr.Slider(*TEMPERATURES, value=temperature, step=0.05, label="Temperature", info="Low is calm, high is wild.")
     count = gr.Slider(1, MAX_COUNT, value=4, step=1, label="Samples")
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, min_width=140)
@@ -112,7 +112,7 @@ def build(tasks: Tasks) -> gr.Blocks:
                     model = model_dropdown(tasks.generators)
                     names = choices(generator.classes)
                     name = gr.Dropdown(names, value=names[0], label="Class", interactive=len(names) > 1)
-                    widgets = controls()
+                    widgets = controls(temperature=1.0)  # what train/judge.py finds best where nothing is given
                     files = png_files()
             model.change(tasks.choose_generator, [model, name], [model, name], **quiet)
             connect(tasks.generate, "generate", name, widgets, model, *screen, files)

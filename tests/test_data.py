@@ -1,6 +1,7 @@
 """What --data may name: parquet, folders of pictures, labels and held-out images, on small data made here."""
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -278,6 +279,14 @@ def test_celeba_crop_is_an_option_for_aligned_pictures_only(load, refusal, tmp_p
 
 def images_of(labels, classes=None) -> data.Images:
     return data.Images(torch.from_numpy(pictures(len(labels))), torch.tensor(labels), classes)
+
+
+def test_a_checksum_of_pixels_and_labels_in_order():
+    pixels, labels = torch.arange(2 * 8 * 8 * 3, dtype=torch.uint8).view(2, 8, 8, 3), torch.tensor([1, 0])
+    bytes_of_both = bytes(i % 256 for i in range(384)) + (1).to_bytes(8, "little") + bytes(8)
+    assert data.Images(pixels, labels).checksum() == hashlib.sha256(bytes_of_both).hexdigest()
+    assert data.Images(pixels, None).checksum() == hashlib.sha256(bytes_of_both[:384]).hexdigest()
+    assert data.Images(pixels, labels)[[1, 0]].checksum() != data.Images(pixels, labels).checksum()
 
 
 def test_names_of_classes_decide_which_label_is_which():

@@ -167,7 +167,7 @@ def test_a_run_is_resumed_with_what_it_began_with(start, here, tmp_path, refusal
     assert start(*again, "photos", init=here / "base")["steps"] == 2  # by another name
 
 
-def test_a_run_is_not_resumed_on_more_or_fewer_pictures(start, here, tmp_path, refusal):
+def test_a_run_is_not_resumed_on_other_pictures(start, here, tmp_path, refusal):
     pictures = tmp_path / "pictures"
     shutil.copytree(here / "flat", pictures)
     start("--data", pictures, steps=1)
@@ -176,6 +176,11 @@ def test_a_run_is_not_resumed_on_more_or_fewer_pictures(start, here, tmp_path, r
         said = refusal(start, "--data", pictures, "--resume", "latest")
         assert f"They had 20 images when this run began, {pictures} has {(19, 21)[i]}. Give what it began with, or" in said
     (pictures / "20.png").unlink()
+    picture = (pictures / "7.png").read_bytes()
+    Image.open(pictures / "7.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(pictures / "7.png")
+    said = refusal(start, "--data", pictures, "--resume", "latest")
+    assert f"Some pictures or labels of {pictures} are others than when this run began. Give what it began with, or" in said
+    (pictures / "7.png").write_bytes(picture)
     assert start("--data", pictures, "--resume", "latest")["steps"] == 2
 
 
@@ -184,7 +189,8 @@ def test_the_notes_of_older_runs_are_read(start, here, tmp_path, refusal):
     note = tmp_path / "run/run.json"
     told = json.loads(note.read_text())
     assert (told["init"], told["preset"], told["labels"]) == ("base", None, ["cat", "owl"])
-    old = {name: value for name, value in told.items() if name not in ("init", "labels", "images", "init_licence")}
+    newer = ("init", "labels", "images", "data_checksum", "init_licence")
+    old = {name: value for name, value in told.items() if name not in newer}
     note.write_text(json.dumps(old | {"preset": "tiny"}))
     said = refusal(start, "--resume", "latest", "--data", "photos")
     assert said.startswith("--resume: this run has --preset tiny, not --init base. ")

@@ -81,6 +81,7 @@ def test_the_training_run_is_told_without_paths_of_the_machine(dry):
     assert "4.25 at 100, 3.75 at 200;\non all 77 held-out images at the end: 3.456." in text
     assert "# mine: Tiny to small" in text and "not measured" not in text and "not recorded" not in text
     assert Training.load(folder / "training.json") == Training(**RUN)
+    assert cell(folder, "Checksum").startswith(f"`{RUN['data_checksum']}`, SHA-256 of all training images")
     for name in ("README.md", "training.json"):
         assert not any(path in (folder / name).read_text() for path in ("/home", "/tmp", str(ROOT), str(folder)))
 

@@ -20,7 +20,7 @@ RUN = dict(
     command=f"python {ROOT}/train/train.py --preset tiny --data /home/someone/photos --output=/tmp/runs/mine",
     preset="tiny", data="/home/someone/photos", images=4321, steps=250, batch_size=8, images_seen=2000, seed=5, minutes=61.4,
     hardware="8 x NVIDIA H200", precision="bf16", commit="694299f", validation_bits_per_dim=3.456, validation_images=77,
-    curve=[[100, 4.25], [200, 3.75]],
+    curve=[[100, 4.25], [200, 3.75]], data_checksum="0123456789abcdef" * 4,
 )
 
 

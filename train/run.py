@@ -93,7 +93,8 @@ class Run:
         images = data.load(args.data, args.split, self.start.config, **data.options(args))
         self.config = data.with_classes(self.start.config, images)
         self.labels = None if images.labels is None else list(images.classes or self.config.classes)  # what theirs stand for
-        check_data(args, before, self.labels, len(images))
+        self.checksum = images.checksum()
+        check_data(args, before, self.labels, len(images), self.checksum)
         images = data.match_labels(images, self.config.classes, args.data)
         if args.validation is None:
             most = 1000 if args.preset and args.preset.startswith("faces") else 2000
@@ -139,7 +140,7 @@ class Run:
     def note(self) -> None:
         """OUTPUT/run.json: what a resumed run goes by."""
         note = {name: getattr(self.args, name) for name in (*SETTINGS, *CHANGEABLE)}
-        note |= {"labels": self.labels, "images": len(self.images) + len(self.held_out)}
+        note |= {"labels": self.labels, "images": len(self.images) + len(self.held_out), "data_checksum": self.checksum}
         note |= {"init_licence": self.start.licence, "commands": self.commands}
         write_whole(self.args.output / RUN, json.dumps(note) + "\n")
 
@@ -298,7 +299,7 @@ class Run:
         args, progress, accelerator = self.args, self.progress, self.accelerator
         record = Training(
             command=" && ".join(self.commands), preset=args.preset, init=args.init, init_licence=self.start.licence,
-            data=args.data, images=len(self.images), steps=progress.step, batch_size=args.batch_size,
+            data=args.data, data_checksum=self.checksum, images=len(self.images), steps=progress.step, batch_size=args.batch_size,
             images_seen=progress.step * args.batch_size, seed=args.seed,
             minutes=progress.seconds / 60, hardware=provenance.hardware(accelerator.device, accelerator.num_processes),
             precision=args.mixed_precision, commit=self.commit, validation_bits_per_dim=validation,

@@ -1,6 +1,7 @@
 """Images for training and evaluation: what --data names, decoded once and mapped into memory."""
 
 import argparse
+import hashlib
 import os
 import re
 import sys
@@ -32,6 +33,13 @@ class Images:
 
     def __getitem__(self, index) -> "Images":
         return Images(self.pixels[index], None if self.labels is None else self.labels[index], self.classes)
+
+    def checksum(self) -> str:
+        """SHA-256 of the pixels and then, if there are any, the labels, in order: 64 hexadecimal digits."""
+        digest = hashlib.sha256(self.pixels.numpy())
+        if self.labels is not None:
+            digest.update(self.labels.numpy())
+        return digest.hexdigest()
 
 
 def add_options(parser: argparse.ArgumentParser, split: str) -> None:

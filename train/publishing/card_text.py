@@ -10,6 +10,7 @@ from imtx.checkpoint import Origin
 
 SAMPLING = "in float32; by default compiled on a CPU, where the matrices are read as they are stored, and by PyTorch elsewhere"
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}  # of accelerate
+CHECKED = "all training images as decoded, held-out ones included, and of their labels, if they have any"
 LIMITS = {
     GENERATION: "For demonstration and research. It draws pictures like those that it was trained on, their biases "
     "included, and knows of nothing else.",
@@ -108,6 +109,8 @@ def table(
             "Hardware": f"{training.hardware}, {precision}, {training.minutes:.0f} minutes of training",
             "Commit": f"`{training.commit}`" if training.commit else "not recorded",
         }
+        if training.data_checksum:
+            run = {"Checksum": f"`{training.data_checksum}`, SHA-256 of {CHECKED}", **run}
     figures, measured = "not measured", {}
     if figure := entry.evaluation:
         figures = (

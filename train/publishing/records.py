@@ -40,6 +40,7 @@ class Training:
     validation_bits_per_dim: float | None  # of the average, on all held-out images, at the end; None: a checkpoint
     validation_images: int
     curve: tuple[tuple[int, float], ...]  # (step, bits/dim) on the first held-out images, on the way
+    data_checksum: str | None = None  # data.Images.checksum of all, held out or not; None: an older record
     init: str | None = None  # the model that was trained on, as given on the command line; None: none, or an older record
     init_licence: dict[str, str | None] | None = None  # of that model: see cards.licence_of; None: not known
     checkpoint: str | None = None  # "step-00001000/ema": that one of the run, up to whose step all else goes; None: the end
