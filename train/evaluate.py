@@ -157,6 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         result["averaged_models"] = len(args.average)
     result["num_processes"] = accelerator.num_processes
     result["images_per_second"] = round(len(images) / seconds, 2)
+    accelerator.wait_for_everyone()  # gloo's threads let go of tensors: they would abort a process that ends before
     accelerator.end_training()  # leaves the others in good order: only the main process has something to tell
     if not main_process:
         return
