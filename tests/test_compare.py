@@ -2,10 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
-from imtx import PRESETS
+from imtx import PRESETS, ImageTransformer
 from test_train import ROOT, data  # noqa: F401, a fixture
 
 sys.path.insert(0, str(ROOT / "train"))
@@ -42,13 +44,26 @@ def test_two_variants_take_as_many_flops(run, data, tmp_path, monkeypatch, capsy
     rows = (folder / "compare.md").read_text().splitlines()
     assert capsys.readouterr().out.splitlines()[-4:] == rows
     values = [float(row.split("|")[3]) for row in rows[2:]]
-    assert values == [round(r["validation_bits_per_dim"], 3) for r in records] and values[0] != values[1]
-    assert float(rows[3].split("|")[4]) == pytest.approx(values[1] - values[0], abs=0.0011)
+    assert values == [round(r["validation_bits_per_dim"], 4) for r in records] and values[0] != values[1]
+    assert float(rows[3].split("|")[4]) == pytest.approx(values[1] - values[0], abs=0.00011)
 
     monkeypatch.setattr(trainings.subprocess, "Popen", lambda *_, **__: pytest.fail("trained again"))
     run(*begin(data))  # what is done is not done again
     with pytest.raises(SystemExit, match="other options"):
         run(*begin(data), "--clip", 2)
+
+
+def test_a_trained_model_goes_on_with_one_thing_changed(run, data, tmp_path, monkeypatch):  # noqa: F811
+    torch.manual_seed(5)
+    model = ImageTransformer(replace(PRESETS["tiny"], classes=()))
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(compare, "variants", lambda *_: {"as it is": compare.Variant(), "x": compare.Variant({"dropout": 0.1})})
+    begun = begin(data)
+    run("--init", tmp_path / "model", *begun[2:])
+    first = ImageTransformer.from_pretrained(tmp_path / "out" / "1-start")
+    assert first.config.dropout == 0.1
+    assert all(torch.equal(weight, first.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert json.loads((tmp_path / "out" / "1" / "run.json").read_text())["warmup"] == 20
 
 
 def test_variants_change_one_thing_each():
@@ -66,7 +81,8 @@ def test_a_training_that_fails_ends_the_comparison(run, data, tmp_path, capfd): 
 
 @pytest.mark.parametrize(
     "options, told",
-    [(["--max-steps", 0], "must be above 0"), (["--resume=latest"], "are chosen here"), (["--ema", 0.9], "are chosen here")],
+    [(["--max-steps", 0], "must be above 0"), (["--resume=latest"], "are chosen here"), (["--ema", 0.9], "are chosen here"),
+     (["--init", "faces-sr-1d"], "not allowed with")],
 )
 def test_bad_options(run, options, told, tmp_path, capsys):
     with pytest.raises(SystemExit):

@@ -1,9 +1,9 @@
-"""What is worth a long run: python train/compare.py --data FOLDER --output DIR --preset NAME --max-steps 800 ...
+"""What is worth a long run: python train/compare.py --data FOLDER --output DIR --init MODEL --max-steps 300 ...
 
-Trains a preset as it is and with one thing changed at a time (memory block, rate, optimizer, average, dropout, flips), each for
-as many FLOPs as --max-steps of the preset take, from fresh weights of one seed, with train/train.py, whose other options can be
-given. Bits/dim are those of the averaged weights on the held-out images, never of test images. DIR/compare.md is the table.
-Interrupted, with a checkpoint, the same command goes on where it was.
+Trains a model as it is and with one thing changed at a time (memory block, rate, optimizer, average, dropout, flips), each for
+as many FLOPs as --max-steps of the model as it is take, with train/train.py, whose other options can be given. All start from
+the weights of MODEL, or with --preset from the same fresh ones. Bits/dim are those of the averaged weights on the held-out
+images, never on test images. DIR/compare.md is the table. Interrupted, with a checkpoint, the same command goes on where it was.
 """
 
 import argparse
@@ -17,15 +17,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 import torch
 
 import trainings
+from averaging import open_model
 from files import check_writable, write_whole
 from imtx import PRESETS, Config, ImageTransformer
+from imtx.checkpoint import Origin
 from imtx.costs import forward_flops
-from publishing.records import Training
+from publishing import origins
+from publishing.records import Training, shortened
+
+WARMUPS = {"preset": "100", "init": "20"}  # steps, as in train.py
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A preset with one thing changed: in the model's configuration, or among the options of train.py."""
+    """A model with one thing changed: in the model's configuration, or among the options of train.py."""
 
     config: dict = field(default_factory=dict)
     options: tuple[str, ...] = ()
@@ -48,53 +53,65 @@ def variants(config: Config, rate: float) -> dict[str, Variant]:
     }
 
 
-def fresh(config: Config, folder: Path) -> tuple[Path, int]:
-    """A model folder with weights of seed 0, and the FLOPs of a forward over one image."""
+def start(config: Config, args: argparse.Namespace, folder: Path) -> int:
+    """Makes a model folder with the weights that a variant starts from; the FLOPs of a forward over one image."""
     torch.manual_seed(0)
     model = ImageTransformer(config)
+    if args.init:
+        model.load_state_dict(open_model(args.init).state_dict())  # no weight depends on what variants change
+        model.origin = Origin(shortened(args.init), licence=origins.licence(args.init))
     model.save_pretrained(folder)
-    return folder, forward_flops(model)
+    return forward_flops(model)
 
 
-def table(preset: str, found: dict[str, Training]) -> str:
+def table(name: str, found: dict[str, Training]) -> str:
     base = found["as it is"].validation_bits_per_dim
-    lines = [f"| `{preset}` | steps | validation bits/dim | |", "|---|---|---|---|"]
-    for name, training in found.items():
+    lines = [f"| `{name}` | steps | validation bits/dim | |", "|---|---|---|---|"]
+    for variant, training in found.items():
         difference = training.validation_bits_per_dim - base
-        told = "" if name == "as it is" else f"{difference:+.3f}"
-        lines.append(f"| {name} | {training.steps:,} | {training.validation_bits_per_dim:.3f} | {told} |")
+        told = "" if variant == "as it is" else f"{difference:+.4f}"
+        lines.append(f"| {variant} | {training.steps:,} | {training.validation_bits_per_dim:.4f} | {told} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--preset", required=True, choices=sorted(PRESETS), metavar="NAME")
-    parser.add_argument("--max-steps", required=True, type=int, help="of the preset as it is; it sets the FLOPs of all")
-    parser.add_argument("--learning-rate", required=True, type=float, help="of the preset as it is")
+    begin = parser.add_mutually_exclusive_group(required=True)
+    begin.add_argument("--preset", choices=sorted(PRESETS), metavar="NAME", help="from fresh weights")
+    begin.add_argument("--init", metavar="MODEL", help="from those of a model folder, bundled name or Hub id")
+    parser.add_argument("--max-steps", required=True, type=int, help="of the model as it is; it sets the FLOPs of all")
+    parser.add_argument("--learning-rate", required=True, type=float, help="of the model as it is")
     args, options = parser.parse_known_args()  # train.py looks at the rest, and refuses what it does not know
     if args.max_steps < 1:
         parser.error(f"--max-steps must be above 0, got {args.max_steps}.")
-    chosen_here = ("--init", "--resume", "--optimizer", "--ema", "--flip", "--max-minutes")
+    chosen_here = ("--resume", "--optimizer", "--ema", "--flip", "--max-minutes")
     if any(option.split("=")[0] in chosen_here for option in options):
         parser.error(f"{', '.join(chosen_here)} are chosen here.")
     check_writable(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
 
-    asked = {"preset": args.preset, "max_steps": args.max_steps, "learning_rate": args.learning_rate, "options": options}
+    name = args.preset or args.init
+    config = PRESETS[args.preset] if args.preset else open_model(args.init).config
+    asked = {"begin": name, "max_steps": args.max_steps, "learning_rate": args.learning_rate, "options": options}
     record, found, budget = args.output / "compare.json", {}, 0
     if record.exists() and json.loads(record.read_text()) != asked:
         raise SystemExit(f"{record} is of other options. Choose another folder for --output.")
     write_whole(record, json.dumps(asked, indent=2) + "\n")
-    for number, (name, variant) in enumerate(variants(PRESETS[args.preset], args.learning_rate).items()):
-        start, flops = fresh(replace(PRESETS[args.preset], **variant.config), args.output / f"{number}-start")
+    warmup = WARMUPS["preset" if args.preset else "init"]
+    for number, (told, variant) in enumerate(variants(config, args.learning_rate).items()):
+        beginning = args.output / f"{number}-start"
+        flops = start(replace(config, **variant.config), args, beginning)
         budget = budget or flops * args.max_steps
-        # The rate, and the warm-up of fresh weights; what a variant says comes last, and counts.
-        told = ["--init", str(start), "--max-steps", str(round(budget / flops)), "--learning-rate", str(args.learning_rate)]
-        print(f"{name}: {round(budget / flops):,} steps", file=sys.stderr, flush=True)
-        found[name] = trainings.train(args.output / str(number), [*told, "--warmup", "100", *options, *variant.options])
-        write_whole(args.output / "compare.md", table(args.preset, found))
-    print(table(args.preset, found), end="")
+        steps = max(round(budget / flops), 1)
+        print(f"{told}: {steps:,} steps", file=sys.stderr, flush=True)
+        chosen = ["--init", str(beginning), "--max-steps", str(steps), "--learning-rate", str(args.learning_rate)]
+        # What a variant says comes last, and counts.
+        found[told] = trainings.train(
+            args.output / str(number), [*chosen, "--warmup", warmup, *options, *variant.options]
+        )
+        write_whole(args.output / "compare.md", table(name, found))
+    print(table(name, found), end="")
 
 
 if __name__ == "__main__":
