@@ -1,6 +1,7 @@
 """Memory for keys and values is lent to one batch after another, and never to two at once."""
 
 import gc
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,13 +36,45 @@ def test_two_borrowers_never_share():
         assert all(threads.map(borrow, range(400)))
 
 
-def test_a_borrower_that_fails_gives_back():
+def test_a_visitor_who_leaves_gives_back_and_after_an_error_nothing_is_lent_again():
+    buffers, addresses = Buffers(), []
+
+    def visit():
+        with buffers.lent([1000]) as (buffer,):
+            addresses.append(buffer.ctypes.data)
+            yield
+
+    visitor = visit()
+    next(visitor)
+    visitor.close()
+    with pytest.raises(KeyboardInterrupt), buffers.lent([1000]) as (again,):  # a thread may still work in it
+        assert again.ctypes.data == addresses[0]
+        raise KeyboardInterrupt
+    with buffers.lent([1000]) as (other,):
+        assert other is not again and not buffers._free
+
+
+def test_a_buffer_comes_back_while_another_is_taken():
+    """The garbage collector closes forgotten generators wherever it runs, and so in the thread that holds the lock."""
     buffers = Buffers()
-    with pytest.raises(ValueError), buffers.lent([1000]) as (first,):
-        address = first.ctypes.data
-        raise ValueError
+    visitor = buffers.lent([1000])
+    (buffer,) = visitor.__enter__()
+    with buffers._lock:
+        visitor.__exit__(None, None, None)  # does not wait
     with buffers.lent([1000]) as (again,):
-        assert again.ctypes.data == address
+        assert again is buffer
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_works_in_memory_of_its_own():
+    with Buffers().lent([1000]) as (buffer,):
+        buffer[:] = 1
+        child = os.fork()
+        if not child:
+            buffer[:] = 2
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert (buffer == 1).all()
 
 
 def test_a_larger_buffer_replaces_a_smaller_one_and_no_more_than_some_are_kept():
@@ -50,9 +83,13 @@ def test_a_larger_buffer_replaces_a_smaller_one_and_no_more_than_some_are_kept()
         with buffers.lent([size]):
             pass
     assert [len(buffer) for buffer in buffers._free] == [8000]
+    with buffers.lent([20_000]):  # is not kept, and drives no other out
+        pass
+    with buffers.lent([500]):
+        assert not buffers._free  # it got the one of 8,000, as the next does
     with buffers.lent([4000, 5000, 6000]):
         pass
-    assert sum(map(len, buffers._free)) <= 10_000
+    assert 0 < sum(map(len, buffers._free)) <= 10_000
 
 
 def test_arrays_of_a_buffer_are_zeros_on_cache_lines_of_their_own():

@@ -67,16 +67,17 @@ def test_a_trained_model_goes_on_with_one_thing_changed(run, data, tmp_path, mon
 
 
 def test_variants_change_one_thing_each():
-    for name in ("cifar10-dmol-1d-small", "tiny-2d"):
-        found = compare.variants(PRESETS[name], 1e-3)
+    for config in PRESETS.values():
+        found = compare.variants(config, 1e-3)
         assert all(len(v.config) + bool(v.options) == (told != "as it is") for told, v in found.items())
+        assert all(v.options or replace(config, **v.config) != config for told, v in found.items() if told != "as it is")
     assert any("memory" in told for told in compare.variants(PRESETS["tiny"], 1e-3))
 
 
 def test_a_training_that_fails_ends_the_comparison(run, data, tmp_path, capfd):  # noqa: F811
     with pytest.raises(SystemExit, match="ended early"):
-        run(*begin(data), "--no-such-option")
-    assert "there is no option --no-such-option" in capfd.readouterr().err
+        run(*begin(data), "--fli")
+    assert "there is no option --fli. Did you mean --flip?" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

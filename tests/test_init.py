@@ -179,7 +179,7 @@ def test_a_run_is_not_resumed_on_other_pictures(start, here, tmp_path, refusal):
     picture = (pictures / "7.png").read_bytes()
     Image.open(pictures / "7.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(pictures / "7.png")
     said = refusal(start, "--data", pictures, "--resume", "latest")
-    assert f"Some pictures or labels of {pictures} are others than when this run began. Give what it began with, or" in said
+    assert f"Some pictures or labels of {pictures} are others than when this run began, or another" in said
     (pictures / "7.png").write_bytes(picture)
     assert start("--data", pictures, "--resume", "latest")["steps"] == 2
 

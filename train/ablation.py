@@ -54,7 +54,9 @@ def chart(ours: dict[int, float], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output", required=True, type=Path)
     args, options = parser.parse_known_args()  # train.py looks at the rest, and refuses what it does not know
     if any(option.split("=")[0] in ("--preset", "--resume") for option in options):

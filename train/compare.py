@@ -45,12 +45,14 @@ def variants(config: Config, rate: float) -> dict[str, Variant]:
             for length in (config.memory_block // 2, 2 * config.memory_block, 4 * config.memory_block)
         }
     found |= {f"rate {rate:g} -> {other:g}": Variant(options=("--learning-rate", f"{other:g}")) for other in (rate / 2, 2 * rate)}
-    return found | {
+    found |= {
         "Muon -> AdamW": Variant(options=("--optimizer", "adamw")),
         "average 0.999 -> 0.99": Variant(options=("--ema", "0.99")),
         f"dropout {config.dropout:g} -> 0.1": Variant({"dropout": 0.1}),
         "flips": Variant(options=("--flip",)),
     }
+    same = [told for told, variant in found.items() if variant.config and replace(config, **variant.config) == config]
+    return {told: variant for told, variant in found.items() if told not in same}
 
 
 def start(config: Config, args: argparse.Namespace, folder: Path) -> int:
@@ -75,11 +77,13 @@ def table(name: str, found: dict[str, Training]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output", required=True, type=Path)
-    begin = parser.add_mutually_exclusive_group(required=True)
-    begin.add_argument("--preset", choices=sorted(PRESETS), metavar="NAME", help="from fresh weights")
-    begin.add_argument("--init", metavar="MODEL", help="from those of a model folder, bundled name or Hub id")
+    beginning = parser.add_mutually_exclusive_group(required=True)
+    beginning.add_argument("--preset", choices=sorted(PRESETS), metavar="NAME", help="from fresh weights")
+    beginning.add_argument("--init", metavar="MODEL", help="from those of a model folder, bundled name or Hub id")
     parser.add_argument("--max-steps", required=True, type=int, help="of the model as it is; it sets the FLOPs of all")
     parser.add_argument("--learning-rate", required=True, type=float, help="of the model as it is")
     args, options = parser.parse_known_args()  # train.py looks at the rest, and refuses what it does not know
@@ -93,22 +97,24 @@ def main() -> None:
 
     name = args.preset or args.init
     config = PRESETS[args.preset] if args.preset else open_model(args.init).config
+    chosen = variants(config, args.learning_rate)
     asked = {"begin": name, "max_steps": args.max_steps, "learning_rate": args.learning_rate, "options": options}
+    asked["variants"] = list(chosen)  # a folder is named after its place among them
     record, found, budget = args.output / "compare.json", {}, 0
     if record.exists() and json.loads(record.read_text()) != asked:
         raise SystemExit(f"{record} is of other options. Choose another folder for --output.")
     write_whole(record, json.dumps(asked, indent=2) + "\n")
     warmup = WARMUPS["preset" if args.preset else "init"]
-    for number, (told, variant) in enumerate(variants(config, args.learning_rate).items()):
+    for number, (told, variant) in enumerate(chosen.items()):
         beginning = args.output / f"{number}-start"
         flops = start(replace(config, **variant.config), args, beginning)
         budget = budget or flops * args.max_steps
         steps = max(round(budget / flops), 1)
         print(f"{told}: {steps:,} steps", file=sys.stderr, flush=True)
-        chosen = ["--init", str(beginning), "--max-steps", str(steps), "--learning-rate", str(args.learning_rate)]
+        begin = ["--init", str(beginning), "--max-steps", str(steps), "--learning-rate", str(args.learning_rate)]
         # What a variant says comes last, and counts.
         found[told] = trainings.train(
-            args.output / str(number), [*chosen, "--warmup", warmup, *options, *variant.options]
+            args.output / str(number), [*begin, "--warmup", warmup, *options, *variant.options]
         )
         write_whole(args.output / "compare.md", table(name, found))
     print(table(name, found), end="")

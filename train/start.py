@@ -71,7 +71,7 @@ def same_folder(one: str | None, other: str | None) -> bool:
     return None not in (one, other) and Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
 
 
-def check_data(args: argparse.Namespace, before: dict, labels: list[str] | None, images: int, checksum: str) -> None:
+def check_data(args: argparse.Namespace, before: dict, labels: list[str] | None, images: int, checksum: str | None) -> None:
     """Refuses to resume a run on data that are not what they were: other images would come in each step."""
     model = args.output / "model"
     way_out = f"Give what it began with, or train {model} on: --init {model}, and another folder for --output."
@@ -86,7 +86,7 @@ def check_data(args: argparse.Namespace, before: dict, labels: list[str] | None,
     if before.get("data_checksum", checksum) != checksum:
         raise SystemExit(
             f"--resume: the data have changed. Some pictures or labels of {args.data} are others than when this run "
-            f"began. {way_out}"
+            f"began, or another version of Pillow decodes them otherwise. {way_out}"
         )
 
 

@@ -26,7 +26,9 @@ DEFAULTS = {"weight_decay": 0.01, "clip": 1.0, "ema": 0.999, "mixed_precision": 
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     begin = parser.add_mutually_exclusive_group(required=True)
     presets = sorted(PRESETS)
     begin.add_argument("--preset", metavar="NAME", help=f"begin with fresh weights, in this configuration: {', '.join(presets)}")

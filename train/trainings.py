@@ -18,11 +18,13 @@ def train(folder: Path, options: list[str]) -> Training:
         command += ["--resume", "latest"]
     # Ctrl-C reaches the training too, which ends with a checkpoint: here it is waited for.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ) as training:
-        training.wait()
-    signal.signal(signal.SIGINT, before)
+    try:
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        ) as training:
+            training.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     if training.returncode:
         raise SystemExit(f"The training in {folder} has ended early; what it said stands above.")
     return Training.load(record)

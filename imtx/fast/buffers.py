@@ -8,6 +8,7 @@ the time in which a picture is drawn.
 import math
 import mmap
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,38 +19,57 @@ KEPT = 256 * 2**20  # bytes at most that wait for the next batch
 
 
 class Buffers:
-    """Buffers of bytes that nobody works in at the moment, the smallest first."""
+    """Buffers of bytes that nobody works in at the moment."""
 
     def __init__(self, kept: int = KEPT):
         self.kept = kept
-        self._free: list[np.ndarray] = []
+        self._free: list[np.ndarray] = []  # the smallest first
+        self._returned: deque[np.ndarray] = deque()  # not yet among them
         self._lock = threading.Lock()
 
     @contextmanager
     def lent(self, sizes: Sequence[int]) -> Iterator[list[np.ndarray]]:
-        """A buffer (uint8) of at least that many bytes for each size; what is in it is left over from others."""
+        """A buffer (uint8) of at least that many bytes for each size; what is in it is left over from others.
+
+        After an error, such as Ctrl-C, other threads may still work in them, so they are not lent again.
+        """
         buffers = [self._take(size) for size in sizes]
         try:
             yield buffers
-        finally:
-            for buffer in buffers:
-                self._take_back(buffer)
+        except GeneratorExit:  # a visitor left, between two calls
+            self._take_back(buffers)
+            raise
+        self._take_back(buffers)
 
     def _take(self, size: int) -> np.ndarray:
         with self._lock:
+            self._tidy()
             for i, buffer in enumerate(self._free):
                 if buffer.size >= size:
                     return self._free.pop(i)
             if self._free:
                 self._free.pop(0)  # the larger one, below, will do for whatever this did
-        return np.frombuffer(mmap.mmap(-1, size), np.uint8)
+        # Unless told, mmap shares what it maps with processes that are forked later.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        return np.frombuffer(mmap.mmap(-1, size, **private), np.uint8)
 
-    def _take_back(self, buffer: np.ndarray) -> None:
-        with self._lock:
-            self._free.append(buffer)
-            self._free.sort(key=len)
-            while sum(map(len, self._free)) > self.kept:
-                self._free.pop(0)
+    def _take_back(self, buffers: list[np.ndarray]) -> None:
+        # Never waits for the lock: the garbage collector may close a forgotten generator in the very thread that holds it.
+        self._returned.extend(buffers)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._tidy()
+            finally:
+                self._lock.release()
+
+    def _tidy(self) -> None:
+        while self._returned:
+            buffer = self._returned.popleft()
+            if buffer.size <= self.kept:
+                self._free.append(buffer)
+        self._free.sort(key=len)
+        while sum(map(len, self._free)) > self.kept:
+            self._free.pop(0)
 
 
 def size_of(*shapes: tuple[int, ...]) -> int:
