@@ -78,6 +78,7 @@ def test_a_training_that_fails_ends_the_comparison(run, data, tmp_path, capfd): 
     with pytest.raises(SystemExit, match="ended early"):
         run(*begin(data), "--fli")
     assert "there is no option --fli. Did you mean --flip?" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "compare.json").exists()  # the corrected command is free to begin
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from imtx import PRESETS, Config, ImageTransformer
 from imtx.checkpoint import Origin
 from imtx.costs import forward_flops
 from publishing import origins
-from publishing.records import Training, shortened
+from publishing.records import RUN, Training, shortened
 
 WARMUPS = {"preset": "100", "init": "20"}  # steps, as in train.py
 
@@ -78,7 +78,8 @@ def table(name: str, found: dict[str, Training]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog="All other options are train.py's, --data among them, which it needs.",
     )
     parser.add_argument("--output", required=True, type=Path)
     beginning = parser.add_mutually_exclusive_group(required=True)
@@ -91,7 +92,7 @@ def main() -> None:
         parser.error(f"--max-steps must be above 0, got {args.max_steps}.")
     chosen_here = ("--resume", "--optimizer", "--ema", "--flip", "--max-minutes")
     if any(option.split("=")[0] in chosen_here for option in options):
-        parser.error(f"{', '.join(chosen_here)} are chosen here.")
+        parser.error(f"{', '.join(chosen_here)} are chosen here: leave them out.")
     check_writable(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
 
@@ -103,7 +104,6 @@ def main() -> None:
     record, found, budget = args.output / "compare.json", {}, 0
     if record.exists() and json.loads(record.read_text()) != asked:
         raise SystemExit(f"{record} is of other options. Choose another folder for --output.")
-    write_whole(record, json.dumps(asked, indent=2) + "\n")
     warmup = WARMUPS["preset" if args.preset else "init"]
     for number, (told, variant) in enumerate(chosen.items()):
         beginning = args.output / f"{number}-start"
@@ -113,9 +113,12 @@ def main() -> None:
         print(f"{told}: {steps:,} steps", file=sys.stderr, flush=True)
         begin = ["--init", str(beginning), "--max-steps", str(steps), "--learning-rate", str(args.learning_rate)]
         # What a variant says comes last, and counts.
-        found[told] = trainings.train(
-            args.output / str(number), [*begin, "--warmup", warmup, *options, *variant.options]
-        )
+        folder = args.output / str(number)
+        try:
+            found[told] = trainings.train(folder, [*begin, "--warmup", warmup, *options, *variant.options])
+        finally:
+            if (folder / RUN).exists():  # from now on all have these options; a refusal binds nobody
+                write_whole(record, json.dumps(asked, indent=2) + "\n")
         write_whole(args.output / "compare.md", table(name, found))
     print(table(name, found), end="")
 

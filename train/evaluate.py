@@ -26,7 +26,7 @@ from averaging import average, open_model
 from files import part, write_whole
 from imtx import ImageTransformer, draw
 from likelihood import bits, bits_per_dim, breakdown, measure, sources_of
-from processes import check_launch, our_share, rank, summed
+from processes import check_launch, our_share, rank, summed, told_by_the_launcher
 from publishing import origins
 
 SAMPLES = 64  # for the consistency of a super-resolution model
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         result["averaged_models"] = len(args.average)
     result["num_processes"] = accelerator.num_processes
     result["images_per_second"] = round(len(images) / seconds, 2)
-    accelerator.wait_for_everyone()  # gloo's threads let go of tensors: they would abort a process that ends before
+    accelerator.wait_for_everyone()
     accelerator.end_training()  # leaves the others in good order: only the main process has something to tell
     if not main_process:
         return
@@ -174,4 +174,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told_by_the_launcher(main)()

@@ -5,6 +5,7 @@ The processes are those of torch.distributed once an Accelerator has been made, 
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from functools import wraps
@@ -16,12 +17,20 @@ from torch import Tensor, distributed
 
 
 def told_by_the_launcher(main):
-    """A script's main. torchrun's own report of a failure, which comes last and is long, ends with the sentence of a refusal."""
+    """A script's main. torchrun's own report of a failure, which comes last and is long, ends with the sentence of a refusal.
+
+    One of several processes that has done its work ends at once: threads of PyTorch that let go of tensors while the
+    interpreter is being taken down would abort it, now and then.
+    """
 
     @wraps(main)
     def told():
         try:
             main()
+            if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
         except SystemExit as refusal:
             if isinstance(refusal.code, str) and (report := os.environ.get("TORCHELASTIC_ERROR_FILE")):
                 Path(report).write_text(json.dumps({"message": refusal.code, "timestamp": int(time.time())}))

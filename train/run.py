@@ -288,7 +288,6 @@ class Run:
         self.log(validation_bits_per_dim=validation, images=len(self.held_out))
         if self.accelerator.is_main_process:
             self.save_record(validation)
-        # A process that ends while gloo's threads still hold tensors is aborted by them.
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return {

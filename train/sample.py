@@ -36,7 +36,7 @@ from imtx import ImageTransformer, draw
 from imtx.images import save_png, sheet
 from imtx.sampling import SEEDS
 from likelihood import sources_of
-from processes import check_launch
+from processes import check_launch, told_by_the_launcher
 
 SHEET = 64  # samples, in rows of 8
 
@@ -204,4 +204,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told_by_the_launcher(main)()

@@ -37,7 +37,10 @@ def check_settings(args: argparse.Namespace, before: dict) -> None:
     now = {name: getattr(args, name) for name in SETTINGS}
     before = now | {"init": None} | before if before else now  # which older runs did not note
     for name in SETTINGS:
-        there, here = f"--{name.replace('_', '-')} {before[name]}", now[name]
+        option = f"--{name.replace('_', '-')}"
+        there, here = f"{option} {before[name]}", now[name]
+        if isinstance(now[name], bool):
+            there, here = (option if value else f"no {option}" for value in (before[name], now[name]))
         if None in (before[name], here):  # one of --preset and --init stands in for the other
             there, here = (f"--{n} {s[n]}" for s in (before, now) for n in ("preset", "init") if s[n])
         if before[name] != now[name] and not (name == "init" and same_folder(before[name], now[name])):

@@ -27,7 +27,8 @@ def body(
 
     caption: under samples.png. about: Markdown of the author's own, at the end. origin: what the weights were made from.
     """
-    limits = " ".join(text for text in (LIMITS[entry.task], data.limits) if text)
+    started = "What it started from shows in it too, the more the less it was trained." if entry.init else None
+    limits = " ".join(text for text in (LIMITS[entry.task], started, data.limits) if text)
     cells = {name: cell.replace("|", r"\|") for name, cell in table(entry, training, data, licence, origin).items()}
     rows = "\n".join(f"| {name} | {cell} |" for name, cell in cells.items())
     parts = [
