@@ -164,6 +164,7 @@ def test_a_run_is_resumed_with_what_it_began_with(start, here, tmp_path, refusal
     said = refusal(start, *again, other)
     assert said.startswith(f"--resume: the labels of this run's data are cat, owl; those of {other} are emu, owl. Give what")
     assert "are cat, owl; those of flat are none." in refusal(start, *again, "flat")
+    assert "--resume: this run has no --flip, not --flip. Go on with" in refusal(start, *again, "photos", "--flip")
     assert start(*again, "photos", init=here / "base")["steps"] == 2  # by another name
 
 

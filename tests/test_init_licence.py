@@ -107,7 +107,7 @@ def test_a_non_commercial_start_binds_the_result(folder, tuned, here, tmp_path, 
     entry = Entry.read(tmp_path / "out/README.md")
     assert (entry.licence, entry.licence_name, entry.licence_link) == tuple(NC.values())
     assert (entry.init, entry.preset) == ("upscaler", None)
-    assert "# mine: 2x2 to 8x8, fine-tuned from upscaler on My photos" in card
+    assert "# mine: 2x2 to 8x8, fine-tuned from upscaler on My photos" in card and "What it started from shows in it too" in card
     assert "| Started from | fine-tuned from `upscaler`, whose licence is `celeba-non-commercial-research`" in card
     assert "| Licence | weights: for **non-commercial research** only" in card
 
