@@ -192,6 +192,9 @@ def test_the_notes_of_older_runs_are_read(start, here, tmp_path, refusal):
     assert (told["init"], told["preset"], told["labels"]) == ("base", None, ["cat", "owl"])
     newer = ("init", "labels", "images", "data_checksum", "init_licence")
     old = {name: value for name, value in told.items() if name not in newer}
+    note.write_text(json.dumps({name: value for name, value in told.items() if name != "data_checksum"}))
+    for steps in (2, 3):  # what the first one notes is read by the second
+        assert start("--resume", "latest", "--data", "photos", steps=steps)["steps"] == steps
     note.write_text(json.dumps(old | {"preset": "tiny"}))
     said = refusal(start, "--resume", "latest", "--data", "photos")
     assert said.startswith("--resume: this run has --preset tiny, not --init base. ")

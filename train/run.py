@@ -93,7 +93,7 @@ class Run:
         images = data.load(args.data, args.split, self.start.config, **data.options(args))
         self.config = data.with_classes(self.start.config, images)
         self.labels = None if images.labels is None else list(images.classes or self.config.classes)  # what theirs stand for
-        compared = not before or "data_checksum" in before  # a run that began without one gets none
+        compared = not before or before.get("data_checksum")  # a run that began without one gets none
         self.checksum = images.checksum() if compared else None
         check_data(args, before, self.labels, len(images), self.checksum)
         images = data.match_labels(images, self.config.classes, args.data)
