@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bf16_attention import Bf16Attention
 from .layout import Layout, visible
 
 
@@ -41,14 +42,16 @@ class Norm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v: queries (N, H, Q, D), keys and values (N, H, S, D) -> (N, H, Q, D)."""
-    if q.device.type == "cpu":
-        # Here float32 attention trains 1.7 times as fast as bfloat16: the backward kernel is slow in the latter.
-        with torch.autocast("cpu", enabled=False):
-            q, k, v = (t if t.dtype == torch.float64 else t.float() for t in (q, k, v))
-            return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v: queries (N, H, Q, D), keys and values (N, H, S, D) -> (N, H, Q, D).
+
+    bias: 0 where a query sees a key, minus infinity where it does not, (N, 1, Q, S); None: each sees all.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        if dropout == 0.0:
+            return Bf16Attention.apply(q, k, v, bias)
+        q, k, v = q.float(), k.float(), v.float()  # PyTorch's own is faster so
+    return F.scaled_dot_product_attention(q, k, v, bias if bias is None else bias.to(q.dtype), dropout_p=dropout)
 
 
 class Cache:
@@ -106,7 +109,10 @@ class LocalSelfAttention(nn.Module):
         self.register_buffer("blocks", blocks, persistent=False)
         self.register_buffer("places", blocks.argsort(), persistent=False)
         self.register_buffer("window", torch.cat([w.clamp(min=0).flatten() for w in windows]), persistent=False)
-        self.register_buffer("mask", torch.cat([mask.flatten() for mask in masks]), persistent=False)
+        seen = torch.cat([mask.flatten() for mask in masks])
+        # Added to the scores: a kernel given a bool would make this of it each time. bfloat16 has 0 and -inf, too.
+        bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -torch.inf)
+        self.register_buffer("bias", bias, persistent=False)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """(N, P, d) -> queries, keys, values (N, P, H, D)."""
@@ -130,12 +136,12 @@ class LocalSelfAttention(nn.Module):
         shapes, seen, dropout = self.parts, [], self.dropout if self.training else 0.0
         each = zip(
             q.split([b for b, _, _ in shapes]), *(t.split([b * window for b, _, window in shapes]) for t in (k, v)),
-            self.mask.split([math.prod(shape) for shape in shapes]), shapes,
+            self.bias.split([math.prod(shape) for shape in shapes]), shapes,
         )
-        for q, k, v, mask, shape in each:
+        for q, k, v, bias, shape in each:
             # -> (b, N H, Q, D) and (b, N H, m + Q, D)
             q, k, v = (t.reshape(shape[0], -1, *t.shape[-2:]).transpose(1, 2) for t in (q, k, v))
-            seen.append(attend(q, k, v, mask.view(shape).unsqueeze(1), dropout).transpose(1, 2))  # (b, Q, N H, D)
+            seen.append(attend(q, k, v, bias.view(shape).unsqueeze(1), dropout).transpose(1, 2))  # (b, Q, N H, D)
         # (B, Q, N H, D) -> (P, N, H D) -> (N, P, H D)
         return torch.cat(seen).index_select(0, self.places).reshape(steps, images, -1).transpose(0, 1)
 

@@ -26,6 +26,7 @@ from averaging import average, open_model
 from files import part, write_whole
 from imtx import ImageTransformer, draw
 from likelihood import bits, bits_per_dim, breakdown, measure, sources_of
+from memory import keep_freed_memory
 from processes import check_launch, our_share, rank, summed, told_by_the_launcher
 from publishing import origins
 
@@ -116,6 +117,7 @@ def save_average(model: ImageTransformer, names: list[str], folder: Path) -> Non
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    keep_freed_memory()
     accelerator = Accelerator()
     check_launch(accelerator)
     main_process = accelerator.is_main_process

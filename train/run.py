@@ -18,6 +18,7 @@ from checkpoints import Checkpoints
 from files import check_writable, write_whole
 from imtx import ImageTransformer
 from likelihood import bits_per_dim, sources_of
+from memory import keep_freed_memory
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
 from processes import check_launch, check_sharding
 from publishing import provenance
@@ -75,6 +76,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.commit = args, provenance.commit()
+        keep_freed_memory()
         require_tracker(args.track)
         project = ProjectConfiguration(project_dir=str(args.output), logging_dir=str(args.output))
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.track, project_config=project)
