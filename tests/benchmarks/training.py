@@ -148,6 +148,7 @@ def pieces(run: Run, args: argparse.Namespace) -> dict:
 
 
 def training(preset: str, args: argparse.Namespace) -> dict:
+    torch.compiler.reset()  # or what it has seen of the preset before makes it compile for any size, which is slower
     with tempfile.TemporaryDirectory() as folder:
         run = start(preset, Path(folder), args)
         torch.manual_seed(0)
@@ -203,6 +204,7 @@ def print_attention(args: argparse.Namespace) -> list[dict]:
     head, rows = ["positions", "layout", "query block", "memory block", "heads", "local", "dense", "local / dense"], []
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
     for (positions, layout, query, memory, heads, width), config in shapes(args.preset or PRESETS).items():
+        torch.compiler.reset()  # as above
         local = LocalSelfAttention(config.width, heads * width, heads, build_layout(config), dropout=0.0, qk_norm=False)
         inputs = qkv(config, args.batch_size, device, dtype)
         functions = {"local": local.to(device).local, "dense": dense}
