@@ -14,6 +14,10 @@ from imtx import Config, ImageTransformer
 from imtx.sampling import noise
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, a processor each
+    torch.set_num_threads(1)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """With CI=true a skipped test is a failure: there, everything that a test needs is present."""

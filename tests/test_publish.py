@@ -236,6 +236,7 @@ def test_a_card_of_celeba_keeps_to_its_terms(dry):
         (("generator", "me/x", *OWN[:4], *DRY), "--licence: choose one"),
         (("generator", "me/x", "--data-name", "cifar10", *OWN[2:], *DRY), "--data-licence: that of CIFAR-10 is known"),
         (("generator", "me/x", "--data-name", "celeba", "--licence", "mit", *DRY), "CelebA leaves no choice"),
+        (("generator", "me/x", *OWN[:3], "no\nline", *DRY), "--data-licence is a line of the card"),
         (("generator", "me/x", *OWN, *DRY, "--temperature", 0), "--temperature must be above 0"),
         (("generator", "me/x", *OWN, *DRY, "--show-data"), "--show-data is for super-resolution"),
         (("generator", "me/x", *OWN, *DRY, "--about", "none.md"), "none.md cannot be read: No such file"),

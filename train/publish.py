@@ -83,6 +83,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--licence-name and --licence-link go with --licence other.")
     if not args.as_is and args.data_name is None:
         parser.error("--data-name: say what the model was trained on.")
+    for action in card._group_actions:
+        if isinstance(told := getattr(args, action.dest), str) and len(told.splitlines()) > 1:
+            parser.error(f"{action.option_strings[0]} is a line of the card, and cannot be several.")
     args.temperature = 1.0 if args.temperature is None else args.temperature
     args.dtype = args.dtype or "fp32"
     if not (math.isfinite(args.temperature) and args.temperature > 0):
