@@ -47,10 +47,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float)
 
     bias: 0 where a query sees a key, minus infinity where it does not, (N, 1, Q, S); None: each sees all.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        if dropout == 0.0:
-            return Bf16Attention.apply(q, k, v, bias)
-        q, k, v = q.float(), k.float(), v.float()  # PyTorch's own is faster so
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and dropout == 0.0:
+        return Bf16Attention.apply(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, bias if bias is None else bias.to(q.dtype), dropout_p=dropout)
 
 
@@ -109,10 +107,10 @@ class LocalSelfAttention(nn.Module):
         self.register_buffer("blocks", blocks, persistent=False)
         self.register_buffer("places", blocks.argsort(), persistent=False)
         self.register_buffer("window", torch.cat([w.clamp(min=0).flatten() for w in windows]), persistent=False)
-        seen = torch.cat([mask.flatten() for mask in masks])
         # Added to the scores: a kernel given a bool would make this of it each time. bfloat16 has 0 and -inf, too.
-        bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -torch.inf)
-        self.register_buffer("bias", bias, persistent=False)
+        biases = [torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf) for mask in masks]
+        # CUDA's kernels want each part to begin at a multiple of 16 bytes.
+        self.register_buffer("bias", torch.cat([F.pad(b.flatten(), (0, -b.numel() % 8)) for b in biases]), persistent=False)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """(N, P, d) -> queries, keys, values (N, P, H, D)."""
@@ -129,19 +127,20 @@ class LocalSelfAttention(nn.Module):
     def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries, keys, values (N, P, H, D) -> what the heads have seen, (N, P, H D)."""
         images, steps = q.shape[:2]
-        # (N, P, H, D) -> (P, N H, D): images beside heads. One mask does for all of them, and windows are of whole rows.
+        # (N, P, H, D) -> (P, N H, D): images beside heads. One bias does for all of them, and windows are of whole rows.
         q, k, v = (t.transpose(0, 1).flatten(1, 2) for t in (q, k, v))
         q = q.unflatten(0, (self.layout.blocks, -1)).index_select(0, self.blocks)  # (B, Q, N H, D)
         k, v = (t.index_select(0, self.window) for t in (k, v))  # (all b (m + Q), N H, D)
         shapes, seen, dropout = self.parts, [], self.dropout if self.training else 0.0
         each = zip(
             q.split([b for b, _, _ in shapes]), *(t.split([b * window for b, _, window in shapes]) for t in (k, v)),
-            self.bias.split([math.prod(shape) for shape in shapes]), shapes,
+            self.bias.split([math.ceil(math.prod(shape) / 8) * 8 for shape in shapes]), shapes,
         )
         for q, k, v, bias, shape in each:
             # -> (b, N H, Q, D) and (b, N H, m + Q, D)
             q, k, v = (t.reshape(shape[0], -1, *t.shape[-2:]).transpose(1, 2) for t in (q, k, v))
-            seen.append(attend(q, k, v, bias.view(shape).unsqueeze(1), dropout).transpose(1, 2))  # (b, Q, N H, D)
+            bias = bias[: math.prod(shape)].view(shape).unsqueeze(1)  # (b, 1, Q, m + Q)
+            seen.append(attend(q, k, v, bias, dropout).transpose(1, 2))  # (b, Q, N H, D)
         # (B, Q, N H, D) -> (P, N, H D) -> (N, P, H D)
         return torch.cat(seen).index_select(0, self.places).reshape(steps, images, -1).transpose(0, 1)
 

@@ -7,6 +7,7 @@ processor has them, and a softmax that torch.compile makes one loop, train about
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Bf16Attention(torch.autograd.Function):
@@ -19,19 +20,20 @@ class Bf16Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """q: (N, H, Q, D), k and v: (N, H, S, D), bias: (N, 1, Q, S) or None, all bfloat16 -> (N, H, Q, D)."""
-        images, heads, queries, width = q.shape
-        q, k, v = (t.reshape(images * heads, -1, width) for t in (q * width**-0.5, k, v))  # (N H, Q or S, D)
-        scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (images, heads)).float()  # (N, H, Q, S)
+        shape = q.shape[:2]
+        q, k, v = (t.flatten(0, 1) for t in (q * q.shape[-1] ** -0.5, k, v))  # (N H, Q or S, D)
+        scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, shape).float()  # (N, H, Q, S)
         scores = scores if bias is None else scores + bias
         seen = scores.softmax(-1).to(q.dtype).flatten(0, 1)  # (N H, Q, S)
         ctx.save_for_backward(q, k, v, seen)
-        return torch.bmm(seen, v).unflatten(0, (images, heads))  # (N, H, Q, D)
+        return torch.bmm(seen, v).unflatten(0, shape)  # (N, H, Q, D)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, seen = ctx.saved_tensors
         shape, width = gradient.shape[:2], q.shape[-1]
-        gradient = gradient.reshape(-1, *gradient.shape[2:])  # (N, H, Q, D) -> (N H, Q, D)
+        gradient = gradient.flatten(0, 1)  # (N, H, Q, D) -> (N H, Q, D)
         of_v = torch.bmm(seen.transpose(1, 2), gradient)  # (N H, S, D)
         of_seen = torch.bmm(gradient, v.transpose(1, 2)).float()  # (N H, Q, S)
         seen = seen.float()

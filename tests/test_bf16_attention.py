@@ -1,5 +1,6 @@
 """Attention in bfloat16 on a CPU against PyTorch's own in float32, and memory that stays with the process."""
 
+import math
 import platform
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import KINDS, FAMILIES, LAYOUTS, conditions, pictures, small
+from conftest import KINDS, FAMILIES, LAYOUTS, conditions, pictures, small, small_config
+from imtx import ImageTransformer
 from imtx.attention import attend
 from imtx.bf16_attention import Bf16Attention
 
@@ -57,6 +59,8 @@ def test_what_is_masked_has_no_part_and_no_gradient():
 @pytest.mark.parametrize("family, output, layout, task", KINDS)
 def test_under_autocast_gradients_are_as_good_as_with_attention_in_float32(family, output, layout, task, monkeypatch):
     model = small(output, task, **FAMILIES[family], **LAYOUTS[layout]).float().requires_grad_(True).train()
+    for block in model.decoder:
+        block.attention.bias = block.attention.bias.bfloat16()  # as it is in a model that was never in float64
     pixels, condition = pictures(2), conditions(model, 2)
     weights = [p for name, p in model.named_parameters() if "attention" in name]
     with torch.no_grad():  # not the likelihood: a mixture's gradients at a colour it holds impossible are all that count
@@ -70,7 +74,8 @@ def test_under_autocast_gradients_are_as_good_as_with_attention_in_float32(famil
         return torch.cat([g.flatten() for g in torch.autograd.grad((parameters * weighing).sum(), weights)])
 
     def in_float32(q, k, v, bias):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias if bias is None else bias.float())
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias if bias is None else bias.float())
 
     exact = gradient(autocast=False)
     assert not calls
@@ -81,7 +86,8 @@ def test_under_autocast_gradients_are_as_good_as_with_attention_in_float32(famil
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
 def test_memory_that_is_freed_is_used_again():
     code = """if True:
-        import resource, sys
+        import ctypes, resource, sys
+        ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would count as one
         sys.path[:0] = ["train"]
         import torch
         from memory import keep_freed_memory
@@ -99,3 +105,27 @@ def test_memory_that_is_freed_is_used_again():
     told = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     usual, kept = map(int, told.split())
     assert usual > 10_000 > 100 > kept
+
+
+def test_with_dropout_pytorch_attends_in_the_same_precision():
+    qkv, mask, _ = tensors(4, 12, True)
+    bias = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf)
+    torch.manual_seed(0)
+    with_dropout = attend(*qkv, bias, 0.5)
+    assert with_dropout.dtype == torch.bfloat16 and not torch.equal(with_dropout, attend(*qkv, bias, 0.0))
+
+
+def test_parts_of_the_bias_begin_where_a_gpu_can_read_them():
+    model = ImageTransformer(small_config("categorical", "unconditional", query_block=3, memory_block=5))
+    attention = model.decoder[0].attention
+    sizes = [math.prod(shape) for shape in attention.parts]
+    assert any(size % 8 for size in sizes[:-1])  # what would shift the next part
+    assert len(attention.bias) == sum(math.ceil(size / 8) * 8 for size in sizes)
+
+
+def test_second_derivatives_are_refused():
+    (q, k, v), _, _ = tensors(4, 4, False)
+    q.requires_grad_()
+    (first,) = torch.autograd.grad(Bf16Attention.apply(q, k, v, None).float().square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError):
+        (first.float().sum() + q.float().sum() * 0 + first.float().square().sum()).backward()

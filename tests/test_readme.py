@@ -22,7 +22,7 @@ def test_the_three_lines_of_python_load_a_bundled_model_and_sample():
 def test_the_set_up_commands_are_there_as_promised():
     lines = README.splitlines()
     assert "pip install -r requirements.txt && python app.py" in lines
-    assert "pip install -r requirements-dev.txt && pytest -n 2" in lines
+    assert "pip install -r requirements-dev.txt && pytest -n 2 --dist loadfile" in lines
 
 
 def test_the_commands_take_the_options_that_readme_names():
