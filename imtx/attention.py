@@ -109,8 +109,9 @@ class LocalSelfAttention(nn.Module):
         self.register_buffer("window", torch.cat([w.clamp(min=0).flatten() for w in windows]), persistent=False)
         # Added to the scores: a kernel given a bool would make this of it each time. bfloat16 has 0 and -inf, too.
         biases = [torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf) for mask in masks]
-        # CUDA's kernels want each part to begin at a multiple of 16 bytes.
-        self.register_buffer("bias", torch.cat([F.pad(b.flatten(), (0, -b.numel() % 8)) for b in biases]), persistent=False)
+        biases = [F.pad(bias.flatten(), (0, -bias.numel() % 8)) for bias in biases]  # CUDA wants parts to begin at 16 bytes
+        self.bias_lengths = [len(bias) for bias in biases]
+        self.register_buffer("bias", torch.cat(biases), persistent=False)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """(N, P, d) -> queries, keys, values (N, P, H, D)."""
@@ -134,7 +135,7 @@ class LocalSelfAttention(nn.Module):
         shapes, seen, dropout = self.parts, [], self.dropout if self.training else 0.0
         each = zip(
             q.split([b for b, _, _ in shapes]), *(t.split([b * window for b, _, window in shapes]) for t in (k, v)),
-            self.bias.split([math.ceil(math.prod(shape) / 8) * 8 for shape in shapes]), shapes,
+            self.bias.split(self.bias_lengths), shapes,
         )
         for q, k, v, bias, shape in each:
             # -> (b, N H, Q, D) and (b, N H, m + Q, D)
