@@ -62,12 +62,12 @@ class Report:
         self.flops = 3 * forward_flops(model)  # an image
         self.peak = matmul_rate(accelerator.device, DTYPES[precision]) * accelerator.num_processes
         self.bar, self.losses = None, []
-        self.since = (0, 0.0)  # step and seconds of the last report
+        self.since = (0, 0.0, 0.0)  # step, seconds and share of the budget at the last report
 
-    def begin(self, step: int, seconds: float, steps: int | None) -> None:
+    def begin(self, step: int, seconds: float, share: float, steps: int | None) -> None:
         main = self.accelerator.is_main_process
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not main, bar_format="{n_fmt}/{total_fmt} steps{postfix}")
-        self.since = (step, seconds)
+        self.since = (step, seconds, share)
 
     def forget_after(self, step: int) -> None:
         """Log and sheets of a run that goes on from there, as it comes to the later steps once more. For the main process."""
@@ -98,11 +98,12 @@ class Report:
             )
         steps, passed = step - self.since[0], max(seconds - self.since[1], 1e-9)
         rate = steps * self.batch_size / passed  # images a second, over all processes
-        left = time.strftime("%H:%M:%S", time.gmtime(seconds * (1 - share) / max(share, 1e-9)))
+        # At the pace of late: a run that was stopped may go on at another one.
+        left = time.strftime("%H:%M:%S", time.gmtime(passed * (1 - share) / max(share - self.since[2], 1e-9)))
         mfu = rate * self.flops / self.peak
         self.bar.set_postfix_str(f"{loss:.3f} bits/dim, {rate:.1f} images/s, MFU {mfu:.1%}, {left} left")
         self.log(step, seconds, bits_per_dim=loss, images_per_second=round(rate, 1), mfu=round(mfu, 4))
-        self.losses, self.since = [], (step, seconds)
+        self.losses, self.since = [], (step, seconds, share)
 
     def log(self, step: int, seconds: float, **entry) -> None:
         """A line of log.jsonl, a line above the bar, and numbers for the trackers."""

@@ -241,7 +241,7 @@ class Run:
         if self.accelerator.is_main_process:
             for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which does go on now
                 (folder / RECORD).unlink(missing_ok=True)
-        self.report.begin(progress.step, progress.seconds, args.max_steps)
+        self.report.begin(progress.step, progress.seconds, progress.share(args), args.max_steps)
         since = time.time()
         while progress.share(args) < 1:
             if args.schedule == "constant" and not progress.decaying and progress.share(args) >= 1 - DECAY_SHARE:

@@ -80,8 +80,20 @@ def embed(shape, weights, state, own, step):
         for i in range(wide):
             x[i] += weights.place[step, i] + state.label[n, i]
         if len(weights.predictor):
-            copy(weights.predictor_bias, own.guess[n])
-            add_product(own.inputs[n], weights.predictor, own.guess[n], len(weights.predictor), 3)
+            guess_pixel(weights, own.inputs[n], own.guess[n])
+
+
+@kernel
+def guess_pixel(weights, inputs, guess):
+    """guess (3,) = where the mixture's means start from; inputs: what the step has seen.
+
+    In float64: where a mixture's scales are at their floor, the last bit of a mean is 1e-4 nats.
+    """
+    for colour in range(3):
+        total = np.float64(weights.predictor_bias[colour])
+        for i in range(len(weights.predictor)):
+            total += np.float64(inputs[i]) * np.float64(weights.predictor[i, colour])
+        guess[colour] = total
 
 
 @inlined
