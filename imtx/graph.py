@@ -27,7 +27,7 @@ _one_at_a_time = threading.Lock()
 class StaticStep:
     """Draws position after position: `advance(step)` for each step from `start` on, in order.
 
-    pixels: (N, sub-pixels) uint8 in raster order; what is drawn is written into it. caches: those of `model.caches`; with a
+    pixels: (copies N, sub-pixels) uint8 in raster order; what is drawn is written into it. caches: those of `model.caches`; with a
     given prefix, filled by the parallel forward. uniforms: (N, P, draws a position) float64.
 
     What differs from step to step is read by a tensor that holds the step's number, from tables that have a row a step. The
@@ -99,7 +99,7 @@ class StaticStep:
             params = output.temper(self.parameters(keys), self.temperature)
             colours = output.draw(params, self.uniforms.index_select(1, self.step).squeeze(1))  # (N, width)
             position = self.model.order.index_select(0, self.step)
-            self.pixels.index_copy_(1, position, colours.unsqueeze(1))
+            self.pixels.index_copy_(1, position, colours.repeat(self.context.copies, 1).unsqueeze(1))
             self.step += 1
 
     def parameters(self, keys: int) -> Tensor:
@@ -115,7 +115,7 @@ class StaticStep:
             if context.source_kv:
                 x = block.residual(x, block.source_norm, lambda x: block.source_attention(x, rotary, context.source_kv[i]))
             x = block.residual(x, block.ffn_norm, block.ffn)
-        return model.parameters_of(x, guess).squeeze(1)
+        return model.parameters_of(x, guess, context).squeeze(1)
 
     def _attend(self, i: int, x: Tensor, place: Tensor, mask: Tensor, turns: list[Tensor]) -> Tensor:
         """`LocalSelfAttention.step` of layer i: (N, 1, d) -> (N, 1, d)."""

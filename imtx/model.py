@@ -18,7 +18,7 @@ from .blocks import DecoderBlock, EncoderBlock
 from .config import Config
 from .embedding import ModernEmbedding, ModernSourceEmbedding, PaperEmbedding, PaperSourceEmbedding
 from .layout import build_layout
-from .outputs import build_output
+from .outputs import build_output, guide
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,12 @@ class Context:
     label: Tensor | None  # (N, 1, d): class embedding
     source: tuple[Tensor, ...] | None = None  # what the embedding reads off the source at every step
     source_kv: list[tuple[Tensor, Tensor]] | None = None  # a decoder block: keys and values of the encoded source
+    guidance: float = 1.0  # not 1: the N images are there twice, with their labels and then without
+
+    @property
+    def copies(self) -> int:
+        """Rows that an image takes, in pixels and caches too."""
+        return 1 if self.guidance == 1 else 2
 
 
 class ImageTransformer(
@@ -107,13 +113,13 @@ class ImageTransformer(
         return pixels.reshape(len(pixels), self.config.positions, 3 // self.config.channels)[:, self.order]
 
     def parallel(self, pixels: Tensor, context: Context, caches: list[Cache] | None = None) -> Tensor:
-        """(N, h, w, 3) uint8 -> (N, P, output parameters); caches, one a block, take all keys and values."""
+        """(copies N, h, w, 3) uint8 -> (N, P, output parameters); caches, one a block, take all keys and values."""
         x, guess = self.embed(pixels.flatten(1), context, slice(None))
         rotary = self.rotary(slice(None))
         for i, block in enumerate(self.decoder):
             source_kv = context.source_kv[i] if context.source_kv else None
             x = block(x, rotary, source_kv, caches[i] if caches else None)
-        return self.parameters_of(x, guess)
+        return self.parameters_of(x, guess, context)
 
     # ---- one step: sampling ---------------------------------------------------------------------------------
 
@@ -124,19 +130,22 @@ class ImageTransformer(
     def step(self, pixels: Tensor, context: Context, caches: list[Cache], step: int) -> Tensor:
         """The distribution of one position: (N, output parameters).
 
-        pixels: (N, sub-pixels) uint8, the growing image; what is not generated yet is not read.
+        pixels: (copies N, sub-pixels) uint8, the growing image; what is not generated yet is not read.
         """
         now = slice(step, step + 1)
         x, guess = self.embed(pixels, context, now)
         for i, block in enumerate(self.decoder):
             source_kv = context.source_kv[i] if context.source_kv else None
             x = block(x, self.rotary(now), source_kv, caches[i], step)
-        return self.parameters_of(x, guess).squeeze(1)
+        return self.parameters_of(x, guess, context).squeeze(1)
 
     # ---- shared by both ------------------------------------------------------------------------------------
 
-    def context(self, images: int, labels: Tensor | None, sources: Tensor | None) -> Context:
-        """All that is fixed while an image is generated. Raises ValueError for the wrong kind of condition."""
+    def context(self, images: int, labels: Tensor | None, sources: Tensor | None, guidance: float = 1.0) -> Context:
+        """All that is fixed while an image is generated. Raises ValueError for the wrong kind of condition.
+
+        guidance: how far the class is followed, see `imtx.sampling.sample`; other than 1 it needs labels.
+        """
         config = self.config
         if (sources is None) != (not config.source_size):
             raise ValueError(
@@ -145,6 +154,8 @@ class ImageTransformer(
             )
         if labels is not None and self.label is None:
             raise ValueError("This model has no classes: leave labels out.")
+        if labels is None and guidance != 1:
+            raise ValueError("Guidance is towards a class: give labels, or leave guidance at 1.")
         label = None
         if self.label is not None:
             if labels is None:
@@ -153,14 +164,18 @@ class ImageTransformer(
             # A compiled graph would break here; train.py looks at its labels once, when it reads them.
             if not torch.compiler.is_compiling() and not ((labels >= 0) & (labels <= len(config.classes))).all():
                 raise ValueError(f"labels must be in 0..{len(config.classes)}, the last for no class; got {labels}.")
-            label = self.label(labels).unsqueeze(1)  # (N, 1, d)
+            if guidance != 1:
+                labels = torch.cat([labels, torch.full_like(labels, len(config.classes))])  # (2 N,)
+            label = self.label(labels).unsqueeze(1)  # (copies N, 1, d)
         if sources is None:
-            return Context(label)
+            return Context(label, guidance=guidance)
         require("sources", sources, torch.uint8, (images, config.source_size, config.source_size, 3))
         self.check_levels("sources", sources)
+        if guidance != 1:
+            sources = torch.cat([sources, sources])
         encoded, rotary = self.encode(sources), self.source_rotary()
         source_kv = [block.source_attention.keys_values(encoded, rotary) for block in self.decoder]
-        return Context(label, self.embedding.condition(sources), source_kv)
+        return Context(label, self.embedding.condition(sources), source_kv, guidance)
 
     def check_levels(self, name: str, pictures: Tensor) -> None:
         """Raises ValueError if a uint8 picture holds a level that the model does not know."""
@@ -187,11 +202,13 @@ class ImageTransformer(
     def source_rotary(self) -> tuple[Tensor, Tensor] | None:
         return (self.source_cos, self.source_sin) if self.config.family == "modern" else None
 
-    def parameters_of(self, x: Tensor, guess: Tensor | None) -> Tensor:
-        """(N, P, d) -> (N, P, output parameters)."""
+    def parameters_of(self, x: Tensor, guess: Tensor | None, context: Context) -> Tensor:
+        """(copies N, P, d) -> (N, P, output parameters)."""
         # The parameters are float32 also under autocast: in bfloat16 a mean is off by a level.
         with torch.autocast(x.device.type, enabled=False):
             params = self.head(self.norm(x.to(self.head.weight.dtype)))
+            if context.copies == 2:
+                params, guess = guide(*params.chunk(2), context.guidance), None if guess is None else guess.chunk(2)[0]
             return params if guess is None else dmol.shift_means(params, guess)
 
     # ---- files ---------------------------------------------------------------------------------------------

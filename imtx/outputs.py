@@ -21,6 +21,15 @@ class Output:
     draw: Callable[[Tensor, Tensor], Tensor]  # parameters, uniforms (..., draws) float64 -> colours (..., 3 or 1) uint8
 
 
+def guide(labelled: Tensor, unlabelled: Tensor, guidance: float) -> Tensor:
+    """Parameters (..., n) with a label go on in the direction in which it moved them: classifier-free guidance.
+
+    Ho and Salimans, Classifier-Free Diffusion Guidance (2022). Of logits this is p(x) (p(x | label) / p(x))^guidance. A mixture
+    to a power is no mixture, and has no exact twin of that: here all of its parameters, before `dmol.shift_means`, are moved.
+    """
+    return unlabelled + guidance * (labelled - unlabelled)
+
+
 def build_output(config: Config) -> Output:
     if config.output == "dmol":
         return Output(

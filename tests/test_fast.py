@@ -57,7 +57,7 @@ def parameters(model: ImageTransformer, pixels: torch.Tensor, **condition) -> to
     found = []
     for step in range(config.positions):
         state.pixels[:] = pixels.flatten(1).numpy()  # what this step has drawn is not what the next one is to see
-        advance(shape, weights, state, scratch, 0, 1, step, step + 1, 0, 1.0)
+        advance(shape, weights, state, scratch, 0, 1, step, step + 1, 0, 1.0, 1.0)
         params = torch.from_numpy(scratch.params.copy())
         guessed = config.output == "dmol" and config.family == "modern"
         found.append(dmol.shift_means(params, torch.from_numpy(scratch.guess.copy())) if guessed else params)

@@ -111,7 +111,7 @@ def test_a_lane_waits_for_one_that_is_late():
     late = threading.Timer(0.2, advance, (shape, weights, state, scratch[1], 1, 2, 0, 1, 0, 1.0))
     late.start()
     begin = time.perf_counter()
-    advance(shape, weights, state, scratch[0], 0, 2, 0, 1, 0, 1.0)
+    advance(shape, weights, state, scratch[0], 0, 2, 0, 1, 0, 1.0, 1.0)
     waited = time.perf_counter() - begin
     late.join()
     assert waited > 0.1 and (state.arrived[:, 0] == state.arrived[0, 0]).all()

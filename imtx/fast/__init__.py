@@ -75,9 +75,11 @@ def draw_pixels(
     threads = _threads()
     # Each thread has a share, but no more images at a time than share a weight once read: more would crowd out of the
     # processor's cache what one step of an image leaves there for the next.
-    groups = np.array_split(np.arange(len(pixels)), max(min(len(pixels), threads), math.ceil(len(pixels) / IMAGES_A_GROUP)))
+    groups = np.array_split(
+        np.arange(len(pixels)), max(min(len(pixels), threads), math.ceil(context.copies * len(pixels) / IMAGES_A_GROUP))
+    )
     parts = [slice(group[0], group[-1] + 1) for group in groups]
-    with drawing(), _buffers.lent([cache_size(model, weights, len(group)) for group in groups]) as lent:
+    with drawing(), _buffers.lent([cache_size(model, weights, context.copies * len(group)) for group in groups]) as lent:
         with torch.inference_mode():
             memory = [allocate(model, weights, context, uniforms, pixels, *each) for each in zip(parts, lent)]
         lanes = Lanes(min(threads, len(memory[0][1])))
@@ -85,7 +87,7 @@ def draw_pixels(
         def draw_group(group: int, first: int, last: int, lane: int = 0, of: int = 1) -> None:
             state, scratch = memory[group]
             begin, end, given = first * channels, last * channels, known * channels
-            advance(shape, weights, state, scratch[lane], lane, of, begin, end, given, temperature)
+            advance(shape, weights, state, scratch[lane], lane, of, begin, end, given, temperature, context.guidance)
 
         channels, total, done = shape.channels, model.config.image_size**2, 0
         while done < total:
@@ -97,7 +99,7 @@ def draw_pixels(
                 list(_pool(threads).map(draw_group, range(len(memory)), [done] * len(memory), [last] * len(memory)))
             done = last
             if done == due and done > known:
-                np.concatenate([state.pixels for state, _ in memory], out=pixels)
+                np.concatenate([state.pixels[: len(state.uniforms)] for state, _ in memory], out=pixels)
                 yield done
 
 

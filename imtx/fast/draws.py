@@ -20,6 +20,13 @@ def pick(probabilities, count, uniform):
 
 
 @kernel
+def guide(labelled, unlabelled, guidance):
+    """imtx/outputs.py has it, too; in place, in `labelled`."""
+    for i in range(len(labelled)):
+        labelled[i] = unlabelled[i] + np.float32(guidance) * (labelled[i] - unlabelled[i])
+
+
+@kernel
 def tempered(logits, count, temperature, probabilities):
     """probabilities = exp((logits - their maximum) / temperature)."""
     highest = logits[0] / temperature

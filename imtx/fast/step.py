@@ -12,13 +12,13 @@ import numpy as np
 from .arithmetic import (
     add_product, add_products, copy, exponentials, inlined, kernel, layer_norm, over_rms, relu, rms_norm, swiglu,
 )
-from .draws import draw_level, draw_pixel
+from .draws import draw_level, draw_pixel, guide
 from .meeting import meet
 from .weights import MODERN, PAPER_LEVELS, PAPER_PIXELS
 
 
 @kernel
-def advance(shape, weights, state, own, lane, lanes, start, stop, known, temperature):
+def advance(shape, weights, state, own, lane, lanes, start, stop, known, temperature, guidance):
     """Draws the positions of the steps start..stop-1 of all images; those of steps before `known` are given already.
 
     lane: this thread's number among the `lanes` that make the same call.
@@ -47,7 +47,7 @@ def advance(shape, weights, state, own, lane, lanes, start, stop, known, tempera
             after_layer(shape, state, own, weights.norms[layer, 2], lane, lanes, phase)
         if step >= known:
             output(shape, weights, own)
-            draw(shape, weights, state, own, step, temperature)
+            draw(shape, weights, state, own, step, temperature, guidance)
 
 
 # ---- the first layer's input ------------------------------------------------------------------------------------
@@ -276,12 +276,17 @@ def output(shape, weights, own):
 
 
 @inlined
-def draw(shape, weights, state, own, step, temperature):
-    """The step's colours, into state.pixels."""
-    place, wide = weights.order[step], 3 // shape.channels
-    for n in range(len(own.params)):
+def draw(shape, weights, state, own, step, temperature, guidance):
+    """The step's colours, into state.pixels; with guidance, of images that are there twice."""
+    place, wide, images = weights.order[step], 3 // shape.channels, len(state.uniforms)
+    guided = len(own.params) > images
+    for n in range(images):
+        if guided:
+            guide(own.params[n], own.params[images + n], guidance)
         colours = state.pixels[n, place * wide : (place + 1) * wide]
         if shape.dmol:
             draw_pixel(own.params[n], own.guess[n], shape.levels, state.uniforms[n, step], temperature, own.scores, colours)
         else:
             draw_level(own.params[n], state.uniforms[n, step], temperature, own.scores, colours)
+        if guided:
+            copy(colours, state.pixels[images + n, place * wide : (place + 1) * wide])

@@ -62,10 +62,10 @@ class Weights(NamedTuple):
 
 
 class State(NamedTuple):
-    """A group of images that grow together."""
+    """A group of images that grow together. With guidance N / 2 are drawn, and there twice: with their labels, then without."""
 
     pixels: np.ndarray  # (N, sub-pixels) uint8, raster order
-    uniforms: np.ndarray  # (N, P, draws) float64
+    uniforms: np.ndarray  # (N or N / 2, P, draws) float64
     label: np.ndarray  # (N, d): class embedding, zeros without
     around: np.ndarray  # (N, P, 15): what the source says of a pixel; (N, P, 0) without
     sums: np.ndarray  # (N, P, 3): what the pixels under a source pixel add up to
@@ -215,7 +215,8 @@ def allocate(
 
     uniforms, pixels: those of the whole batch, see State. buffer: (cache_size,) uint8 for keys and values.
     """
-    images = part.stop - part.start
+    copies = context.copies
+    images = copies * (part.stop - part.start)
     config = model.config
     d, positions, width = config.width, config.positions, config.head_width
     parts = weights.qkv.shape[1]
@@ -225,17 +226,21 @@ def allocate(
     source_kv = context.source_kv or []
     keys, values, window_keys, window_values = carve(buffer, *cache_shapes(model, weights, images))
 
+    def rows(tensor: Tensor) -> Tensor:
+        """(copies N, ...) of all images -> (copies n, ...) of this part's."""
+        return torch.cat([copy[part] for copy in tensor.chunk(copies)]) if copies > 1 else tensor[part]
+
     def of_images(tensor: Tensor | None, *shape: int) -> np.ndarray:
-        return zeros(images, *shape) if tensor is None else numbers(tensor[part])
+        return zeros(images, *shape) if tensor is None else numbers(rows(tensor))
 
     def of_parts(tensors: list[Tensor], *shape: int) -> np.ndarray:
         """(L, N, C, H, ...) from each layer's (N, C H, ...)"""
         if not tensors:
             return zeros(0, images, parts, heads, *shape)
-        return numbers(torch.stack([tensor[part].unflatten(1, (parts, heads)) for tensor in tensors]))
+        return numbers(torch.stack([rows(tensor).unflatten(1, (parts, heads)) for tensor in tensors]))
 
     state = State(
-        pixels=pixels[part].copy(),
+        pixels=np.tile(pixels[part], (copies, 1)),
         uniforms=uniforms[part].contiguous().numpy().copy(),
         label=of_images(context.label.squeeze(1) if context.label is not None else None, d),
         around=of_images(around, positions, 0), sums=of_images(sums, positions, 0),
