@@ -14,7 +14,7 @@ from imtx import fast
 from imtx.checkpoint import HUB_IDS, CheckpointError
 from imtx.demo.canvas import canvas
 from imtx.demo.models import Installed, installed
-from imtx.demo.requests import MAX_COUNT, TEMPERATURES, choices
+from imtx.demo.requests import GUIDANCES, MAX_COUNT, TEMPERATURES, choices
 from imtx.demo.tasks import Tasks
 from imtx.images import MAX_ZOOM
 
@@ -31,7 +31,9 @@ after Parmar et al., [Image Transformer](https://arxiv.org/abs/1802.05751), ICML
 row, a **2D layout** one rectangle after another. For each pixel a model with **DMOL output** gives a distribution over
 all 16.7 million colours, a discretized mixture of logistics; one with **categorical output** gives three, over the
 256 levels of red, green and blue in turn, and takes three steps a pixel. **Temperature** sharpens that distribution
-below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). The same seed always gives the same picture.
+below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). **Guidance** (Ho and Salimans, 2022) asks the
+model twice, with the class and without, and goes beyond what the class changes: 1 is what the model has learned, more makes
+pictures that look more like their class, and more like one another. The same seed always gives the same picture.
 Drawing may outrun the eye: **Pace** is how fast this page shows it, and the line below says how long it really took.
 The bundled weights were trained by this repository; pictures are 32x32 because the training data are.
 """
@@ -71,12 +73,12 @@ def controls(temperature: float = 0.9) -> tuple[gr.Slider, gr.Slider, gr.Number,
 
 
 def connect(
-    task, name: str, given, widgets, model: gr.Dropdown, screen: gr.HTML, run: gr.Button, stop: gr.Button, files: gr.File
+    task, name: str, given, widgets, model: gr.Dropdown, screen: gr.HTML, run: gr.Button, stop: gr.Button, files: gr.File, *more
 ) -> None:
-    """Run and Stop of a tab."""
+    """Run and Stop of a tab; more: widgets of this tab alone."""
     temperature, count, seed, randomise = widgets
     drawing = run.click(None, [randomise, seed], seed, js=RANDOM_SEED, api_visibility="private").then(
-        task, [given, temperature, count, seed, model], [screen, files, seed],
+        task, [given, temperature, count, seed, model, *more], [screen, files, seed],
         api_name=name, preprocess=False, show_progress="minimal", show_progress_on=temperature,
         concurrency_id="model", concurrency_limit=AT_ONCE,  # over all tabs
     )
@@ -112,10 +114,15 @@ def build(tasks: Tasks) -> gr.Blocks:
                     model = model_dropdown(tasks.generators)
                     names = choices(generator.classes)
                     name = gr.Dropdown(names, value=names[0], label="Class", interactive=len(names) > 1)
-                    widgets = controls(temperature=1.0)  # what train/judge.py finds best where nothing is given
+                    # Both stand where train/judge.py finds best.
+                    guidance = gr.Slider(
+                        *GUIDANCES, value=3, step=0.5, label="Guidance", interactive=len(names) > 1,
+                        info="How closely the class is followed; 1 is what the model has learned.",
+                    )
+                    widgets = controls(temperature=1.0)
                     files = png_files()
-            model.change(tasks.choose_generator, [model, name], [model, name], **quiet)
-            connect(tasks.generate, "generate", name, widgets, model, *screen, files)
+            model.change(tasks.choose_generator, [model, name], [model, name, guidance], **quiet)
+            connect(tasks.generate, "generate", name, widgets, model, *screen, files, guidance)
 
             with gr.Tab("Complete"), gr.Row():
                 with gr.Column():

@@ -114,7 +114,7 @@ def test_names_of_tasks_and_parameters(app, client):
     names = {task: [p["parameter_name"] for p in endpoint["parameters"]] for task, endpoint in endpoints.items()}
     rest = ["temperature", "count", "seed", "model"]
     assert names == {
-        "/generate": ["class_name", *rest], "/complete": ["image", *rest], "/super_resolve": ["image", *rest]
+        "/generate": ["class_name", *rest, "guidance"], "/complete": ["image", *rest], "/super_resolve": ["image", *rest]
     }
     with urllib.request.urlopen(f"{app.url}/gradio_api/info") as answer:
         assert json.load(answer)["named_endpoints"].keys() == names.keys()
@@ -127,6 +127,15 @@ def test_generate(client):
     # The noise is the same and a batch of three differs from one of one by rounding alone. In principle that can push
     # a colour over the edge between two levels, and all that follows then differs; it has not been seen to happen.
     assert np.array_equal(one[0], three[0])
+
+
+def test_guidance_follows_the_class(client):
+    """The default is the page's; without a class there is nothing to follow."""
+    pictures = {g: assert_whole_run(run(client, "generate", "cat", 0.9, 1, 5, None, g), 1, PIXELS, seed=5) for g in (1, 3, 6)}
+    assert not np.array_equal(pictures[1], pictures[3]) and not np.array_equal(pictures[3], pictures[6])
+    assert np.array_equal(assert_whole_run(run(client, "generate", "cat", 0.9, 1, 5), 1, PIXELS, seed=5), pictures[3])
+    of_none = [run(client, "generate", "no class", 0.9, 1, 5, None, g) for g in (1, 6)]
+    assert np.array_equal(*(assert_whole_run(outputs, 1, PIXELS, seed=5) for outputs in of_none))
 
 
 def random_seed(client) -> int:
@@ -348,17 +357,18 @@ NUMBERS = {  # as JSON, which knows no NaN, but Python's does
         "0", "-1", "NaN", "Infinity", "1e300", "1e999", "1" + "0" * 400, "2.01", '"1"', "true", "null", "[1]",
     ],
     "count": ["0", "-1", "1000", "2.5", "9", "NaN", "1e300", "1" + "0" * 400, '"2"', "true", "null", "[1]"],
+    "guidance": ["-1", "10.5", "NaN", "1e300", '"3"', "true", "null", "[1]"],
     "seed": ["-1", "4294967296", "0.5", "NaN", "1e300", "1" + "0" * 400, '"7"', "true", "[1]"],
 }
 
 
 @pytest.mark.parametrize("field", NUMBERS)
 def test_odd_numbers(app, client, field):
-    place = ["temperature", "count", "seed"].index(field)
+    place = ["temperature", "count", "seed", "model", "guidance"].index(field)
     for number in NUMBERS[field]:
-        numbers = ["1.0", "1", "1"]
+        numbers = ["1.0", "1", "1", "null", "3"]
         numbers[place] = number
-        message = refusal(app.url, "generate", f'{{"data": ["cat", {", ".join(numbers)}, null]}}')
+        message = refusal(app.url, "generate", f'{{"data": ["cat", {", ".join(numbers)}]}}')
         assert_sentence(message)
         assert field in message.lower() or (field, "samples" in message) == ("count", True), message
         begin(client, "generate", "cat", 1.0, 1, 1)
@@ -377,7 +387,7 @@ def test_odd_numbers_elsewhere(app, client):
 
 @pytest.mark.parametrize("name", ["zebra", "Cat", "", 3, None, ["cat"], {"cat": 1}, "<b>cat</b>" * 1000])
 def test_unknown_classes(app, client, name):
-    message = refusal(app.url, "generate", [name, 1.0, 1, 1, None])
+    message = refusal(app.url, "generate", [name, 1.0, 1, 1, None, 1])
     assert_sentence(message)
     assert "cat" in message and "truck" in message  # it says what there is
     begin(client, "generate", "cat", 1.0, 1, 1)

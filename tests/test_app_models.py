@@ -128,7 +128,7 @@ def assert_runs(server, task: str, given, new: int) -> None:
 
 def assert_no_weights(server, task: str, given, cause: str, model: str | None = None) -> None:
     """The visitor reads which file is amiss and why, but not where it lies."""
-    message = refusal(server.url, task, [given, 1.0, 1, 1, model])
+    message = refusal(server.url, task, [given, 1.0, 1, 1, model, *[1] * (task == "generate")])
     assert "weights" in message and cause in message
     assert not any(word in message for word in ("/", "\n", "Traceback"))
 
@@ -195,7 +195,7 @@ def test_generate(clients, small_models, name):
     model = ImageTransformer.from_pretrained(small_models[name])
     classes = model.config.classes
     outputs = run(clients["generators"], "generate", classes[1] if classes else "no class", 0.8, 2, 5, name)
-    assert_drawn(outputs, model, labels=[1, 1] if classes else None)
+    assert_drawn(outputs, model, **(dict(labels=[1, 1], guidance=3) if classes else {}))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -231,7 +231,7 @@ def test_a_shrunken_twin_of_every_preset_streams(clients, small_models, name):
     else:
         label = config.classes[1] if config.classes else "no class"
         outputs = run(clients["twins"], "generate", label, 0.8, 2, 5, name)
-        assert_drawn(outputs, model, labels=[1, 1] if config.classes else None)
+        assert_drawn(outputs, model, **(dict(labels=[1, 1], guidance=3) if config.classes else {}))
 
 
 def test_a_model_that_can_keep_no_top_half(small_servers):
@@ -256,7 +256,7 @@ def test_unknown_models(small_servers, name):
     server = small_servers["generators"]
     picture = upload(server.url, "cat.png", CAT.read_bytes())
     for task, given in (("generate", "cat"), ("complete", picture)):
-        message = refusal(server.url, task, [given, 1.0, 1, 1, name])
+        message = refusal(server.url, task, [given, 1.0, 1, 1, name, *[1] * (task == "generate")])
         assert_sentence(message)
         assert "no such model" in message and "tiny, rows-dmol, blocks-dmol" in message
     message = refusal(server.url, "super_resolve", [picture, 1.0, 1, 1, name])
@@ -269,7 +269,7 @@ def test_a_model_outside_the_list_is_not_opened(small_servers, small_models, tmp
     for folder in (tmp_path / "secret", upscaler):
         with opened(folder / "config.json") as heard:
             for name in (str(folder), os.path.relpath(folder, ROOT), f"{folder.name}", f"../{folder.name}"):
-                assert "no such model" in refusal(small_servers["generators"].url, "generate", ["cat", 1.0, 1, 1, name])
+                assert "no such model" in refusal(small_servers["generators"].url, "generate", ["cat", 1.0, 1, 1, name, 1])
             assert not heard()
 
 

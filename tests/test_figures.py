@@ -80,22 +80,22 @@ def test_pictures_stand_under_their_columns_beside_their_rows():
 
 def test_samples_by_class_and_temperature(laid_out):
     model = small("dmol", "class")
-    figures.by_class("mine", model)
+    figures.by_class("mine", model, [{"temperature": t, "guidance": 3.0} for t in (0.7, 0.8, 0.9, 1.0)])
     ((title, columns, rows),) = laid_out
     assert title.startswith("mine: ") and columns == list(CLASSES) and len(rows) == 8
     for number, (name, pictures) in enumerate(rows):
         temperature, first = (0.7, 0.8, 0.9, 1.0)[number // 2], number % 2 * 2
-        assert name == f"temperature {temperature}\nseeds {first} to {first + 1}"
+        assert name == f"temperature {temperature}\nguidance 3.0\nseeds {first} to {first + 1}"
         for label in range(2):
-            expected = draw(model, [first + label], labels=[label], temperature=temperature)
+            expected = draw(model, [first + label], labels=[label], temperature=temperature, guidance=3.0)
             assert np.array_equal(pictures[label], expected[0].numpy())
 
 
 def test_a_model_without_classes_has_samples_too(laid_out, monkeypatch):
     monkeypatch.setattr(figures, "MOST_COLUMNS", 3)
     model = small("dmol", "unconditional")
-    figures.by_class("mine", model)
-    ((_, columns, rows),) = laid_out
+    assert list(figures.sheets("mine", model)) == ["mine-classes.png", "mine-completions.png"]  # nothing to guide towards
+    (_, columns, rows), _ = laid_out
     assert columns == [""] * 3 and rows[1][0] == "temperature 0.7\nseeds 3 to 5"
     assert np.array_equal(rows[1][1], draw(model, [3, 4, 5], temperature=0.7).numpy())
 
@@ -119,7 +119,10 @@ def test_completions_keep_what_is_given(laid_out, layout, kept):
 
 def test_a_model_that_cannot_keep_a_half_has_no_sheet_of_completions(laid_out):
     model = small("dmol", "class", layout="2d", query_block=(8, 4), memory_block=(0, 4))
-    assert list(figures.sheets("mine", model)) == ["mine-classes.png"]
+    assert list(figures.sheets("mine", model)) == ["mine-classes.png", "mine-guidance.png"]
+    (*_, temperatures), (*_, guidances) = laid_out
+    assert [name.split("\n")[0] for name, _ in guidances] == [f"guidance {g}" for g in (1.0, 2.0, 3.0, 5.0) for _ in range(2)]
+    assert np.array_equal(guidances[4][1], temperatures[6][1])  # temperature 1 and guidance 3 on both
 
 
 @pytest.mark.parametrize("name, kind, names", [("faces-mine", "faces", FACES), ("mine", "objects", OBJECTS)])
@@ -149,12 +152,12 @@ def test_every_installed_model_gets_its_sheets(tmp_path, capsys):
     for name, task in (("cats", "class"), ("faces-up", "sr"), ("up", "sr")):
         small("dmol", task).float().save_pretrained(tmp_path / "weights" / name)
     figures.main(["--output", str(tmp_path / "new/out"), "--weights", str(tmp_path / "weights")])
-    names = ["cats-classes", "cats-completions", "faces-up-super-resolution", "up-super-resolution"]
+    names = ["cats-classes", "cats-completions", "cats-guidance", "faces-up-super-resolution", "up-super-resolution"]
     files = [tmp_path / "new/out" / f"{name}.png" for name in names]
     assert sorted((tmp_path / "new/out").iterdir()) == files
     assert capsys.readouterr().out.split() == [str(file) for file in files]
     heights = [Image.open(file).height for file in files]
-    assert heights[3] - heights[2] == 6 * (SIZE * figures.SCALE + figures.GAP)  # ten objects, four faces
+    assert heights[4] - heights[3] == 6 * (SIZE * figures.SCALE + figures.GAP)  # ten objects, four faces
 
 
 def test_refusals_name_the_option(tmp_path):
@@ -179,4 +182,4 @@ def test_the_bundled_gallery_is_what_the_command_writes(tmp_path, monkeypatch):
             assert Image.open(path).size == Image.open(bundled / path.name).size
     generator = ImageTransformer.from_pretrained("cifar10-dmol-1d")
     row = np.asarray(Image.open(tmp_path / "generate.png")).reshape(32, 8, 32, 3)
-    assert np.array_equal(row[:, 6], draw(generator, [2], labels=[2], temperature=1.0)[0].numpy())  # bird, hotter
+    assert np.array_equal(row[:, 6], draw(generator, [2], labels=[2], temperature=1.0, guidance=3.0)[0].numpy())  # bird, hotter

@@ -115,14 +115,25 @@ def test_the_figures_are_those_of_the_samples_of_each_temperature(run, files):
         assert row["frechet_distance"] == pytest.approx(frechet_distance(features.numpy(), real), rel=1e-4)
     lines = printed.splitlines()
     assert lines[0].startswith("| model | temperature |") and len(lines) == 6
-    assert lines[2].startswith(f"| `generator` | 0.5 | {100 * result['judged'][0]['share']:.1f} ± ")
-    assert lines[4].startswith(f"| test images | | {100 * result['accuracy']:.1f} ± ")
+    assert lines[2].startswith(f"| `generator` | 0.5 | 1 | {100 * result['judged'][0]['share']:.1f} ± ")
+    assert lines[4].startswith(f"| test images | | | {100 * result['accuracy']:.1f} ± ")
+
+
+def test_each_guidance_is_judged_at_each_temperature(run, files):
+    options = ("--temperatures", 0.5, 1, "--guidances", 1, 2.5)
+    _, result = run("--checkpoint", "generator", "--samples", 5, *options)
+    judged = [(row["temperature"], row["guidance"]) for row in result["judged"]]
+    assert judged == [(0.5, 1), (0.5, 2.5), (1, 1), (1, 2.5)]
+    classifier, labels = Classifier.load(files / "classifier.safetensors"), [0, 1, 0, 1, 0]
+    drawn = draw(small("dmol", "class").float(), range(5), labels=labels, temperature=0.5, guidance=2.5)
+    found, _ = predict(classifier, drawn)
+    assert result["judged"][1]["share"] == (found == torch.tensor(labels)).double().mean().item()
 
 
 def test_the_share_counts_samples_of_the_asked_class(run, monkeypatch):
     """Samples with their class in the first level, but for the fourth at temperature 0.7; read from there."""
 
-    def fake(model, seeds, *, labels, temperature):
+    def fake(model, seeds, *, labels, temperature, guidance):
         drawn = pictures(len(seeds))
         for i, (seed, label) in enumerate(zip(seeds, labels)):
             drawn[i, 0, 0, 0] = 1 - label if seed == 3 and temperature == 0.7 else label
@@ -152,6 +163,7 @@ def test_what_cannot_be_judged(run, options, sentence):
 
 @pytest.mark.parametrize("option, sentence", [
     (("--samples", 1), "--samples must be at least 2"), (("--temperatures", 0.9, 0), "above 0, got 0.9 0"),
+    (("--guidances", 1, 21), "from 0 to 20, got 1.0 21.0"),
 ])
 def test_options_out_of_range(run, option, sentence, capsys):
     with pytest.raises(SystemExit):

@@ -1,6 +1,6 @@
 """Draws the sheets of samples that README shows: python train/figures.py --output assets/figures
 
-Of each installed generator MODEL-classes.png, by class and temperature, and MODEL-completions.png, endings for the objects
+Of each installed generator MODEL-classes.png, by class and temperature, if it has classes MODEL-guidance.png, and MODEL-completions.png, endings for the objects
 in assets/examples; of each upscaler MODEL-super-resolution.png, on the portraits there if its name begins with "faces", else
 on the objects. Seeds 0, 1, 2, ... in order, none chosen. No data set is needed.
 """
@@ -26,6 +26,8 @@ EXAMPLES = ROOT / "assets/examples"
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 UPSCALING_TEMPERATURES = (0.8, 0.9, 1.0)  # the paper's
 COMPLETION_TEMPERATURE = 0.9  # where the demo's slider stands
+GUIDANCE = 3.0  # so does this, for samples of a class
+GUIDANCES = (1.0, 2.0, 3.0, 5.0)  # 1: as the model has learned
 MOST_COLUMNS = 10  # of classes
 CLASS_ROWS, ENDINGS, ENLARGED = 2, 4, 2  # samples of a class, or for a picture, at one temperature
 SCALE, GAP, FONT = 3, 4, 15  # of a pixel's side; between pictures and of text, in pixels of the sheet
@@ -61,17 +63,18 @@ def labelled_sheet(title: str, columns: list[str], rows: list[tuple[str, np.ndar
     return np.array(page)
 
 
-def by_class(name: str, model: ImageTransformer) -> np.ndarray:
-    """A column a class, at each temperature the same seeds; of a model without classes, a column a seed."""
+def by_class(name: str, model: ImageTransformer, settings: list[dict[str, float]]) -> np.ndarray:
+    """A column a class, at each setting (temperature, guidance) the same seeds; of a model without classes, a column a seed."""
     classes = model.config.classes[:MOST_COLUMNS]
     columns, rows = len(classes) or MOST_COLUMNS, []
     labels = list(range(columns)) if classes else None
-    for temperature in TEMPERATURES:
+    for setting in settings:
         for i in range(CLASS_ROWS):
             seeds = range(i * columns, (i + 1) * columns)
-            pictures = draw(model, seeds, labels=labels, temperature=temperature)
-            rows.append((f"temperature {temperature}\nseeds {seeds[0]} to {seeds[-1]}", pictures.numpy()))
-    title = f"{name}: samples by class and temperature, seeds in order, none chosen"
+            pictures = draw(model, seeds, labels=labels, **setting)
+            head = "\n".join(f"{what} {value}" for what, value in setting.items())
+            rows.append((f"{head}\nseeds {seeds[0]} to {seeds[-1]}", pictures.numpy()))
+    title = f"{name}: samples{' of each class' * bool(classes)}, seeds in order, none chosen"
     return labelled_sheet(title, [*classes] or [""] * columns, rows)
 
 
@@ -119,7 +122,13 @@ def sheets(name: str, model: ImageTransformer) -> dict[str, np.ndarray]:
     """File name -> sheet, of what the model does."""
     if model.config.source_size:
         return {f"{name}-super-resolution.png": super_resolution(name, model)}
-    drawn = {f"{name}-classes.png": by_class(name, model), f"{name}-completions.png": completions(name, model)}
+    guided = {"guidance": GUIDANCE} if model.config.classes else {}
+    drawn = {
+        f"{name}-classes.png": by_class(name, model, [{"temperature": t, **guided} for t in TEMPERATURES]),
+        f"{name}-completions.png": completions(name, model),
+    }
+    if guided:
+        drawn[f"{name}-guidance.png"] = by_class(name, model, [{"guidance": g} for g in GUIDANCES])
     return {file: sheet for file, sheet in drawn.items() if sheet is not None}
 
 

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT))  # run from a checkout, with nothing installed
 import numpy as np
 import torch
 
-from figures import COMPLETION_TEMPERATURE, UPSCALING_TEMPERATURES, examples
+from figures import COMPLETION_TEMPERATURE, GUIDANCE, UPSCALING_TEMPERATURES, examples
 from imtx import ImageTransformer, draw
 from imtx.demo.gallery import write
 from imtx.demo.models import GENERATOR, UPSCALER
@@ -23,9 +23,9 @@ CLASSES, ENDINGS = 4, 4  # the canvas has four columns
 def main() -> None:
     generator, upscaler = map(ImageTransformer.from_pretrained, (GENERATOR, UPSCALER))
     size, labels = generator.config.image_size, list(range(CLASSES))
-    pictures = np.concatenate([draw(generator, labels, labels=labels, temperature=t).numpy() for t in TEMPERATURES])
+    pictures = np.concatenate([draw(generator, labels, labels=labels, temperature=t, guidance=GUIDANCE).numpy() for t in TEMPERATURES])
     text = f"Drawn earlier: {', '.join(generator.config.classes[:CLASSES])}, at temperature {TEMPERATURES[0]}, then at "
-    write(GALLERY, "generate", pictures, f"{text}{TEMPERATURES[1]}. Press Run for your own.")
+    write(GALLERY, "generate", pictures, f"{text}{TEMPERATURES[1]}, with guidance {GUIDANCE:g}. Press Run for your own.")
 
     truth = next(iter(examples("objects", size).values()))
     options = {"given": torch.from_numpy(truth), "given_pixels": size * size // 2, "temperature": COMPLETION_TEMPERATURE}

@@ -1,6 +1,6 @@
 """Do samples look right to a machine? python train/judge.py --checkpoint MODEL --classifier FILE --data FOLDER
 
-Draws samples of each class in turn with seeds 0, 1, 2, ... at several temperatures, and shows them to a classifier that
+Draws samples of each class in turn with seeds 0, 1, 2, ... at several temperatures and guidances, and shows them to a classifier that
 train/classifier.py trained on real images. It reports the share that the classifier assigns to the class that was asked
 for, beside its accuracy on real test images; and the Frechet distance between the features of its last layer, of samples
 and of as many test images, beside that between two sets of test images of the same size, as the distance of any two sets
@@ -9,6 +9,7 @@ The last line of output is one JSON object.
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -26,6 +27,7 @@ import data
 from averaging import open_model
 from classifier import Classifier, predict
 from imtx import Config, ImageTransformer, draw
+from imtx.sampling import MOST_GUIDANCE
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 
@@ -76,23 +78,24 @@ def check(name: str, config: Config, classifier: Classifier) -> None:
         )
 
 
-def samples(model: ImageTransformer, labels: Tensor, temperature: float, batch_size: int) -> Tensor:
+def samples(model: ImageTransformer, labels: Tensor, temperature: float, guidance: float, batch_size: int) -> Tensor:
     """(N,) classes -> (N, h, w, 3) uint8: sample i has seed i."""
     batches = torch.arange(len(labels)).split(batch_size)
-    bar = tqdm(batches, desc=f"temperature {temperature}", unit="batch", disable=None, leave=False)
-    return torch.cat([draw(model, n.tolist(), labels=labels[n].tolist(), temperature=temperature) for n in bar])
+    bar = tqdm(batches, desc=f"temperature {temperature}, guidance {guidance}", unit="batch", disable=None, leave=False)
+    options = dict(temperature=temperature, guidance=guidance)
+    return torch.cat([draw(model, n.tolist(), labels=labels[n].tolist(), **options) for n in bar])
 
 
 def table(result: dict) -> str:
     """In Markdown."""
-    lines = ["| model | temperature | assigned to the asked class | Fréchet distance |", "|---|---|---|---|"]
+    lines = ["| model | temperature | guidance | assigned to the asked class | Fréchet distance |", "|---|---|---|---|---|"]
     for row in result["judged"]:
         lines.append(
-            f"| `{row['model']}` | {row['temperature']} | {100 * row['share']:.1f} ± {100 * row['standard_error']:.1f} % | "
+            f"| `{row['model']}` | {row['temperature']} | {row['guidance']:g} | {100 * row['share']:.1f} ± {100 * row['standard_error']:.1f} % | "
             f"{row['frechet_distance']:.2f} |"
         )
     right, error = 100 * result["accuracy"], 100 * result["accuracy_standard_error"]
-    lines.append(f"| test images | | {right:.1f} ± {error:.1f} % | {result['real_frechet_distance']:.2f} |")
+    lines.append(f"| test images | | | {right:.1f} ± {error:.1f} % | {result['real_frechet_distance']:.2f} |")
     return "\n".join(lines)
 
 
@@ -105,12 +108,15 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     data.add_options(parser, split="test")
     parser.add_argument("--samples", metavar="N", type=int, default=1000, help="at each temperature (%(default)s)")
     parser.add_argument("--temperatures", metavar="T", type=float, nargs="+", default=TEMPERATURES, help="(0.7 0.8 0.9 1.0)")
+    parser.add_argument("--guidances", metavar="G", type=float, nargs="+", default=[1.0], help="each at each temperature (1)")
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples at a time; changes no figure")
     args = parser.parse_args(argv)
     if args.samples < 2 or args.batch_size < 1:
         parser.error("--samples must be at least 2, --batch-size at least 1.")
     if not all(math.isfinite(temperature) and temperature > 0 for temperature in args.temperatures):
         parser.error(f"--temperatures must be above 0, got {' '.join(map(str, args.temperatures))}.")
+    if not all(0 <= guidance <= MOST_GUIDANCE for guidance in args.guidances):
+        parser.error(f"--guidances must be from 0 to {MOST_GUIDANCE}, got {' '.join(map(str, args.guidances))}.")
     return args
 
 
@@ -133,12 +139,12 @@ def main(argv: list[str] | None = None) -> None:
     }
     labels, began = torch.arange(args.samples) % len(config.classes), time.time()
     for name, model in models.items():
-        for temperature in args.temperatures:
-            found, features = predict(classifier, samples(model, labels, temperature, args.batch_size))
+        for temperature, guidance in itertools.product(args.temperatures, args.guidances):
+            found, features = predict(classifier, samples(model, labels, temperature, guidance, args.batch_size))
             agreeing, error = share(found, labels)
             distance = frechet_distance(features.numpy(), real)
-            row = {"model": name, "temperature": temperature, "share": agreeing, "standard_error": error}
-            result["judged"].append(row | {"frechet_distance": distance})
+            row = {"model": name, "temperature": temperature, "guidance": guidance}
+            result["judged"].append(row | {"share": agreeing, "standard_error": error, "frechet_distance": distance})
     drawn = args.samples * len(result["judged"])
     result["samples_per_second"] = round(drawn / (time.time() - began), 2)
     print(f"{table(result)}\n{json.dumps(result)}")

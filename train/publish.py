@@ -32,6 +32,7 @@ from averaging import open_model
 from imtx import PRESETS, ImageTransformer
 from imtx.checkpoint import Origin, find
 from imtx.images import save_png
+from imtx.sampling import MOST_GUIDANCE
 from publishing import hub, licences, origins
 from publishing.card_text import body
 from publishing.cards import Entry, binding, task_of
@@ -70,6 +71,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     card.add_argument("--show-data", action="store_true", help="super-resolution: show sources and true pictures too")
     card.add_argument("--temperature", type=float, help="of the samples (1)")
+    card.add_argument("--guidance", type=float, help="of the samples, of a model with classes (1)")
     card.add_argument("--dtype", choices=DTYPES, help="of the weights as they are stored (fp32)")
     args = parser.parse_args(argv)
     if args.dry_run != (args.output is not None) or args.dry_run and args.as_is:
@@ -90,6 +92,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args.dtype = args.dtype or "fp32"
     if not (math.isfinite(args.temperature) and args.temperature > 0):
         parser.error(f"--temperature must be above 0, got {args.temperature}.")
+    args.guidance = 1.0 if args.guidance is None else args.guidance
+    if not 0 <= args.guidance <= MOST_GUIDANCE:
+        parser.error(f"--guidance must be from 0 to {MOST_GUIDANCE}, got {args.guidance}.")
     return args
 
 
@@ -143,6 +148,8 @@ def build(args: argparse.Namespace, folder: Path) -> None:
     about = None if args.about is None else read_text(args.about)
     if args.show_data and not config.source_size:
         raise SystemExit("--show-data is for super-resolution models.")
+    if args.guidance != 1 and not config.classes:
+        raise SystemExit("--guidance: this model has no class that could be followed, leave it out.")
     if config.source_size and args.data is None and not used.people:
         raise SystemExit("--data: a super-resolution model needs sources to draw samples from.")
     training = origins.training(source)
@@ -168,7 +175,7 @@ def build(args: argparse.Namespace, folder: Path) -> None:
         training.save(folder / RECORD)
     evaluation = figures(args, folder, stored)
     stored.to("cuda" if torch.cuda.is_available() else "cpu")
-    pixels, caption = sample_sheet(stored, images, args.temperature, args.show_data, pictures)
+    pixels, caption = sample_sheet(stored, images, args.temperature, args.guidance, args.show_data, pictures)
     save_png(pixels, folder / "samples.png")
     preset = training.preset if training else None
     if not training and not origin.init:

@@ -34,7 +34,7 @@ from averaging import open_model
 from files import write_whole
 from imtx import ImageTransformer, draw
 from imtx.images import save_png, sheet
-from imtx.sampling import SEEDS
+from imtx.sampling import MOST_GUIDANCE, SEEDS
 from likelihood import sources_of
 from processes import check_launch, told_by_the_launcher
 
@@ -49,6 +49,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="samples at a time, of each process")
     parser.add_argument("--file-size", metavar="N", type=int, default=500, help="samples a file: what an interrupt costs")
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--guidance", type=float, default=1.0, help="how far the class is followed, of a model with classes (1)")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--class", metavar="NAME", dest="class_name", help="all of this class, not of each in turn")
@@ -63,6 +64,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
     if not (math.isfinite(args.temperature) and args.temperature > 0):
         parser.error(f"--temperature must be above 0, got {args.temperature}.")
+    if not 0 <= args.guidance <= MOST_GUIDANCE:
+        parser.error(f"--guidance must be from 0 to {MOST_GUIDANCE}, got {args.guidance}.")
     if not 0 <= args.seed <= SEEDS - args.count:
         parser.error(f"--seed: seeds are 0 to {SEEDS - 1}, {args.seed} to {args.seed + args.count - 1} are asked for.")
     return args
@@ -81,6 +84,8 @@ class Samples:
             )
         if (args.class_name is not None or args.no_class) and not config.classes:
             raise SystemExit("--class, --no-class: this model has no classes, leave them out.")
+        if args.guidance != 1 and (not config.classes or args.no_class):
+            raise SystemExit("--guidance: there is no class that could be followed, leave it out.")
         if args.class_name is not None and args.class_name not in config.classes:
             raise SystemExit(f"--class: there is no {args.class_name}; the model's classes are {', '.join(config.classes)}.")
         if config.source_size:
@@ -92,7 +97,7 @@ class Samples:
         """All that the samples depend on, ready for JSON; fingerprints in place of the model and the sources."""
         args, weights = self.args, self.model.state_dict()
         model = fingerprint(repr(self.model.config).encode(), *(weights[name] for name in sorted(weights)))
-        condition = {"class": args.class_name, "no_class": args.no_class}
+        condition = {"class": args.class_name, "no_class": args.no_class, "guidance": args.guidance}
         if self.sources is not None:
             condition = {"sources": fingerprint(self.sources)}
         shared = {name: getattr(args, name) for name in ("count", "seed", "temperature", "file_size")}
@@ -118,7 +123,8 @@ class Samples:
         for start in range(0, len(samples), self.args.batch_size):
             batch = slice(start, start + self.args.batch_size)
             given = {name: None if value is None else value[batch] for name, value in conditions.items()}
-            pixels = draw(self.model, columns["seed"][batch], temperature=self.args.temperature, **given)
+            options = dict(temperature=self.args.temperature, guidance=self.args.guidance)
+            pixels = draw(self.model, columns["seed"][batch], **options, **given)
             columns["image"] += [{"bytes": png(picture), "path": None} for picture in pixels.numpy()]
         return {name: column for name, column in columns.items() if column is not None}
 

@@ -19,6 +19,7 @@ from ..sampling import SEEDS
 SURPRISE, NO_CLASS = "surprise me", "no class"
 MAX_COUNT = 8
 TEMPERATURES = (0.05, 2.0)
+GUIDANCES = (0.0, 10.0)
 
 
 def refusal(sentence: str) -> gr.Error:
@@ -28,6 +29,10 @@ def refusal(sentence: str) -> gr.Error:
 
 def temperature(value) -> float:
     return between(value, *TEMPERATURES, "Temperature")
+
+
+def guidance(value) -> float:
+    return between(value, *GUIDANCES, "Guidance")
 
 
 def between(value, low: float, high: float, name: str) -> float:

@@ -14,7 +14,7 @@ MOST_CLASSES = 10  # columns, one a class
 
 
 def sample_sheet(
-    model: ImageTransformer, images: Images | None, temperature: float, show_data: bool = False,
+    model: ImageTransformer, images: Images | None, temperature: float, guidance: float = 1.0, show_data: bool = False,
     pictures: str = "test pictures",
 ) -> tuple[np.ndarray, str]:
     """(h, w, 3) uint8, enlarged three times, and its caption. Sample i has seed i and the condition of its column.
@@ -40,13 +40,15 @@ def sample_sheet(
         conditions["labels"] = shown
     rows = []
     for row in tqdm(range(ROWS), desc="samples", unit="row", disable=None, leave=False):  # one by one, for want of memory
-        rows.append(draw(model, range(row * columns, (row + 1) * columns), temperature=temperature, **conditions).numpy())
+        seeds = range(row * columns, (row + 1) * columns)
+        rows.append(draw(model, seeds, temperature=temperature, guidance=guidance, **conditions).numpy())
     if show_data:
         scale = config.image_size // config.source_size
         rows.insert(0, np.stack([enlarge(source, scale, NEAREST) for source in conditions["sources"].numpy()]))
         rows.append(images.pixels[shown].numpy())
+    guided = f" and guidance {guidance:g}" * (guidance != 1)
     caption = (
-        f"*Samples with seeds 0 to {ROWS * columns - 1}, row by row, at temperature {temperature:g}: drawn in order, none "
-        f"chosen.{of_columns}*"
+        f"*Samples with seeds 0 to {ROWS * columns - 1}, row by row, at temperature {temperature:g}{guided}: drawn in "
+        f"order, none chosen.{of_columns}*"
     )
     return sheet(np.concatenate(rows), columns, scale=3), caption
