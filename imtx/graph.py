@@ -27,8 +27,8 @@ _one_at_a_time = threading.Lock()
 class StaticStep:
     """Draws position after position: `advance(step)` for each step from `start` on, in order.
 
-    pixels: (copies N, sub-pixels) uint8 in raster order; what is drawn is written into it. caches: those of `model.caches`; with a
-    given prefix, filled by the parallel forward. uniforms: (N, P, draws a position) float64.
+    pixels: (copies N, sub-pixels) uint8 in raster order; what is drawn is written into it. caches: those of `model.caches`;
+    with a given prefix, filled by the parallel forward. uniforms: (N, P, draws a position) float64.
 
     What differs from step to step is read by a tensor that holds the step's number, from tables that have a row a step. The
     host has two things left to do, as it knows that number too: it moves the window on when a query block begins, outside of

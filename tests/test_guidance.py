@@ -28,7 +28,8 @@ def guided_slowly(model: ImageTransformer, pixels: Tensor, labels: list[int], gu
     """(N, P, output parameters) from a forward with and one without labels. A mixture's means are relative to the guess."""
     found = []
     for given in (torch.tensor(labels), None):
-        params, (_, guess) = model(pixels, given), model.embed(pixels.flatten(1), model.context(len(pixels), None, None), slice(None))
+        params, context = model(pixels, given), model.context(len(pixels), None, None)
+        _, guess = model.embed(pixels.flatten(1), context, slice(None))
         found.append(params if guess is None else dmol.shift_means(params, -guess))
     labelled, unlabelled = found
     params = (1 - guidance) * unlabelled + guidance * labelled

@@ -180,9 +180,9 @@ def test_the_licences_that_leave_a_choice_are_the_hubs():
 
 
 def test_samples_are_drawn_in_order_of_their_seeds_with_the_classes_in_turn(dry):
-    shown = tiles(dry("generator", *OWN, "--temperature", "0.8"), columns=8)
+    shown = tiles(dry("generator", *OWN, "--temperature", "0.8", "--guidance", "2.5"), columns=8)
     labels = [i % len(CLASSES) for i in range(32)]
-    expected = draw(small("dmol", "class").float(), range(32), labels=labels, temperature=0.8)
+    expected = draw(small("dmol", "class").float(), range(32), labels=labels, temperature=0.8, guidance=2.5)
     assert np.array_equal(shown, expected)
 
 
@@ -238,6 +238,8 @@ def test_a_card_of_celeba_keeps_to_its_terms(dry):
         (("generator", "me/x", "--data-name", "celeba", "--licence", "mit", *DRY), "CelebA leaves no choice"),
         (("generator", "me/x", *OWN[:3], "no\nline", *DRY), "--data-licence is a line of the card"),
         (("generator", "me/x", *OWN, *DRY, "--temperature", 0), "--temperature must be above 0"),
+        (("generator", "me/x", *OWN, *DRY, "--guidance", 21), "--guidance must be from 0 to 20"),
+        (("upscaler", "me/x", *OWN, *DRY, "--guidance", 2), "no class that could be followed"),
         (("generator", "me/x", *OWN, *DRY, "--show-data"), "--show-data is for super-resolution"),
         (("generator", "me/x", *OWN, *DRY, "--about", "none.md"), "none.md cannot be read: No such file"),
         (("generator", "me/x", *OWN, *DRY, "--evaluation", "images.parquet"), "images.parquet is no text file"),

@@ -89,6 +89,12 @@ def test_classes_come_in_turn_and_seeds_in_order(run, tmp_path):
     assert np.array_equal(images(folder), expected)
 
 
+def test_guidance_is_the_library_s(run, tmp_path):
+    run("generator", "--count", 3, "--guidance", 2.5)
+    expected = draw(small("dmol", "class").float(), range(3), labels=[0, 1, 0], guidance=2.5)
+    assert np.array_equal(images(tmp_path / "out"), expected)
+
+
 @pytest.mark.parametrize("options, label", [(("--class", "dog"), 1), (("--no-class",), None)])
 def test_one_class_or_none_can_be_asked_for(options, label, run, tmp_path):
     run("generator", "--count", 3, *options)
@@ -183,6 +189,7 @@ def test_an_interrupted_command_goes_on_with_the_files_that_are_missing(run, ref
         (("generator", "--count", 5), "samples with count 4, now it is 5"),
         (("generator", "--count", 4, "--seed", 1), "samples with seed 0, now it is 1"),
         (("generator", "--count", 4, "--temperature", 0.9), "samples with temperature 1.0, now it is 0.9"),
+        (("generator", "--count", 4, "--guidance", 3), "samples with guidance 1.0, now it is 3.0"),
         (("generator", "--count", 4, "--file-size", 2), "samples with file_size 500, now it is 2"),
         (("generator", "--count", 4, "--class", "cat"), "samples with class None, now it is cat"),
         (("generator", "--count", 4, "--no-class"), "samples with no_class False, now it is True"),
@@ -215,6 +222,10 @@ def test_other_weights_and_other_sources_are_other_settings(run, refusal, files,
     [
         (("generator", "--count", 0), "--count must be at least 1"),
         (("generator", "--count", 2, "--temperature", "nan"), "--temperature must be above 0"),
+        (("generator", "--count", 2, "--guidance", "nan"), "--guidance must be from 0 to 20"),
+        (("generator", "--count", 2, "--guidance", 3, "--no-class"), "no class that could be followed"),
+        (("plain", "--count", 2, "--guidance", 3), "no class that could be followed"),
+        (("upscaler", "--count", 2, "--sources", "faces.parquet", "--guidance", 3), "no class that could be followed"),
         (("generator", "--count", 2, "--seed", 2**32 - 1), "4294967295 to 4294967296 are asked for"),
         (("generator", "--count", 2, "--class", "cow"), "there is no cow; the model's classes are cat, dog"),
         (("plain", "--count", 2, "--class", "cat"), "has no classes"),

@@ -1,8 +1,8 @@
 """Draws the sheets of samples that README shows: python train/figures.py --output assets/figures
 
-Of each installed generator MODEL-classes.png, by class and temperature, if it has classes MODEL-guidance.png, and MODEL-completions.png, endings for the objects
-in assets/examples; of each upscaler MODEL-super-resolution.png, on the portraits there if its name begins with "faces", else
-on the objects. Seeds 0, 1, 2, ... in order, none chosen. No data set is needed.
+Of each installed generator MODEL-classes.png, by class and temperature; MODEL-guidance.png, if it has classes; and
+MODEL-completions.png, endings for the objects in assets/examples. Of each upscaler MODEL-super-resolution.png, on the
+portraits there if its name begins with "faces", else on the objects. Seeds 0, 1, 2, ... in order, none chosen. No data set is needed.
 """
 
 import argparse

@@ -23,7 +23,8 @@ CLASSES, ENDINGS = 4, 4  # the canvas has four columns
 def main() -> None:
     generator, upscaler = map(ImageTransformer.from_pretrained, (GENERATOR, UPSCALER))
     size, labels = generator.config.image_size, list(range(CLASSES))
-    pictures = np.concatenate([draw(generator, labels, labels=labels, temperature=t, guidance=GUIDANCE).numpy() for t in TEMPERATURES])
+    options = {"labels": labels, "guidance": GUIDANCE}
+    pictures = np.concatenate([draw(generator, labels, temperature=t, **options).numpy() for t in TEMPERATURES])
     text = f"Drawn earlier: {', '.join(generator.config.classes[:CLASSES])}, at temperature {TEMPERATURES[0]}, then at "
     write(GALLERY, "generate", pictures, f"{text}{TEMPERATURES[1]}, with guidance {GUIDANCE:g}. Press Run for your own.")
 

@@ -1,7 +1,7 @@
 """Do samples look right to a machine? python train/judge.py --checkpoint MODEL --classifier FILE --data FOLDER
 
-Draws samples of each class in turn with seeds 0, 1, 2, ... at several temperatures and guidances, and shows them to a classifier that
-train/classifier.py trained on real images. It reports the share that the classifier assigns to the class that was asked
+Draws samples of each class in turn with seeds 0, 1, 2, ... at several temperatures and guidances, and shows them to a
+classifier that train/classifier.py trained on real images. It reports the share that the classifier assigns to the class that was asked
 for, beside its accuracy on real test images; and the Frechet distance between the features of its last layer, of samples
 and of as many test images, beside that between two sets of test images of the same size, as the distance of any two sets
 falls with their size. Both are measures of our own: another classifier finds other figures, and this distance is no FID.
@@ -91,8 +91,8 @@ def table(result: dict) -> str:
     lines = ["| model | temperature | guidance | assigned to the asked class | Fréchet distance |", "|---|---|---|---|---|"]
     for row in result["judged"]:
         lines.append(
-            f"| `{row['model']}` | {row['temperature']} | {row['guidance']:g} | {100 * row['share']:.1f} ± {100 * row['standard_error']:.1f} % | "
-            f"{row['frechet_distance']:.2f} |"
+            f"| `{row['model']}` | {row['temperature']} | {row['guidance']:g} | {100 * row['share']:.1f} ± "
+            f"{100 * row['standard_error']:.1f} % | {row['frechet_distance']:.2f} |"
         )
     right, error = 100 * result["accuracy"], 100 * result["accuracy_standard_error"]
     lines.append(f"| test images | | | {right:.1f} ± {error:.1f} % | {result['real_frechet_distance']:.2f} |")

@@ -43,7 +43,7 @@ class Tasks:
         stream = generate_stream(model, count)
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature, labels=[label] * count if classes else None,
-            guidance=guidance if label < len(classes) else 1.0,  # no class is the same with any, and takes half the time with none
+            guidance=guidance if label < len(classes) else 1.0,  # no class is the same with any, sooner with none
             every=_every(stream.size), engine=chosen.engine,
         )
         about = f"{(*classes, 'no class')[label]}, seed {seed}"
