@@ -116,7 +116,7 @@ def build(tasks: Tasks) -> gr.Blocks:
                     name = gr.Dropdown(names, value=names[0], label="Class", interactive=len(names) > 1)
                     # Both stand where train/judge.py finds best.
                     guidance = gr.Slider(
-                        *GUIDANCES, value=3, step=0.5, label="Guidance", interactive=len(names) > 1,
+                        *GUIDANCES, value=5, step=0.5, label="Guidance", interactive=len(names) > 1,
                         info="How closely the class is followed; 1 is what the model has learned.",
                     )
                     widgets = controls(temperature=1.0)

@@ -195,7 +195,7 @@ def test_generate(clients, small_models, name):
     model = ImageTransformer.from_pretrained(small_models[name])
     classes = model.config.classes
     outputs = run(clients["generators"], "generate", classes[1] if classes else "no class", 0.8, 2, 5, name)
-    assert_drawn(outputs, model, **(dict(labels=[1, 1], guidance=3) if classes else {}))
+    assert_drawn(outputs, model, **(dict(labels=[1, 1], guidance=5) if classes else {}))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -231,7 +231,7 @@ def test_a_shrunken_twin_of_every_preset_streams(clients, small_models, name):
     else:
         label = config.classes[1] if config.classes else "no class"
         outputs = run(clients["twins"], "generate", label, 0.8, 2, 5, name)
-        assert_drawn(outputs, model, **(dict(labels=[1, 1], guidance=3) if config.classes else {}))
+        assert_drawn(outputs, model, **(dict(labels=[1, 1], guidance=5) if config.classes else {}))
 
 
 def test_a_model_that_can_keep_no_top_half(small_servers):

@@ -80,14 +80,14 @@ def test_pictures_stand_under_their_columns_beside_their_rows():
 
 def test_samples_by_class_and_temperature(laid_out):
     model = small("dmol", "class")
-    figures.by_class("mine", model, [{"temperature": t, "guidance": 3.0} for t in (0.7, 0.8, 0.9, 1.0)])
+    figures.by_class("mine", model, [{"temperature": t, "guidance": 5.0} for t in (0.7, 0.8, 0.9, 1.0)])
     ((title, columns, rows),) = laid_out
     assert title.startswith("mine: ") and columns == list(CLASSES) and len(rows) == 8
     for number, (name, pictures) in enumerate(rows):
         temperature, first = (0.7, 0.8, 0.9, 1.0)[number // 2], number % 2 * 2
-        assert name == f"temperature {temperature}\nguidance 3.0\nseeds {first} to {first + 1}"
+        assert name == f"temperature {temperature}\nguidance 5.0\nseeds {first} to {first + 1}"
         for label in range(2):
-            expected = draw(model, [first + label], labels=[label], temperature=temperature, guidance=3.0)
+            expected = draw(model, [first + label], labels=[label], temperature=temperature, guidance=5.0)
             assert np.array_equal(pictures[label], expected[0].numpy())
 
 
@@ -121,8 +121,8 @@ def test_a_model_that_cannot_keep_a_half_has_no_sheet_of_completions(laid_out):
     model = small("dmol", "class", layout="2d", query_block=(8, 4), memory_block=(0, 4))
     assert list(figures.sheets("mine", model)) == ["mine-classes.png", "mine-guidance.png"]
     (*_, temperatures), (*_, guidances) = laid_out
-    assert [name.split("\n")[0] for name, _ in guidances] == [f"guidance {g}" for g in (1.0, 2.0, 3.0, 5.0) for _ in range(2)]
-    assert np.array_equal(guidances[4][1], temperatures[6][1])  # temperature 1 and guidance 3 on both
+    assert [name.split("\n")[0] for name, _ in guidances] == [f"guidance {g}" for g in (1.0, 3.0, 5.0, 8.0) for _ in range(2)]
+    assert np.array_equal(guidances[4][1], temperatures[6][1])  # temperature 1 and guidance 5 on both
 
 
 @pytest.mark.parametrize("name, kind, names", [("faces-mine", "faces", FACES), ("mine", "objects", OBJECTS)])
@@ -182,4 +182,4 @@ def test_the_bundled_gallery_is_what_the_command_writes(tmp_path, monkeypatch):
             assert Image.open(path).size == Image.open(bundled / path.name).size
     generator = ImageTransformer.from_pretrained("cifar10-dmol-1d")
     row = np.asarray(Image.open(tmp_path / "generate.png")).reshape(32, 8, 32, 3)
-    assert np.array_equal(row[:, 6], draw(generator, [2], labels=[2], temperature=1.0, guidance=3.0)[0].numpy())  # bird, hotter
+    assert np.array_equal(row[:, 6], draw(generator, [2], labels=[2], temperature=1.0, guidance=5.0)[0].numpy())  # bird, hotter

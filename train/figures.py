@@ -2,7 +2,8 @@
 
 Of each installed generator MODEL-classes.png, by class and temperature; MODEL-guidance.png, if it has classes; and
 MODEL-completions.png, endings for the objects in assets/examples. Of each upscaler MODEL-super-resolution.png, on the
-portraits there if its name begins with "faces", else on the objects. Seeds 0, 1, 2, ... in order, none chosen. No data set is needed.
+portraits there if its name begins with "faces", else on the objects. Seeds 0, 1, 2, ... in order, none chosen. No data
+set is needed.
 """
 
 import argparse
@@ -26,8 +27,8 @@ EXAMPLES = ROOT / "assets/examples"
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 UPSCALING_TEMPERATURES = (0.8, 0.9, 1.0)  # the paper's
 COMPLETION_TEMPERATURE = 0.9  # where the demo's slider stands
-GUIDANCE = 3.0  # so does this, for samples of a class
-GUIDANCES = (1.0, 2.0, 3.0, 5.0)  # 1: as the model has learned
+GUIDANCE = 5.0  # so does this, for samples of a class
+GUIDANCES = (1.0, 3.0, 5.0, 8.0)  # 1: as the model has learned
 MOST_COLUMNS = 10  # of classes
 CLASS_ROWS, ENDINGS, ENLARGED = 2, 4, 2  # samples of a class, or for a picture, at one temperature
 SCALE, GAP, FONT = 3, 4, 15  # of a pixel's side; between pictures and of text, in pixels of the sheet

@@ -1,11 +1,11 @@
 """Do samples look right to a machine? python train/judge.py --checkpoint MODEL --classifier FILE --data FOLDER
 
 Draws samples of each class in turn with seeds 0, 1, 2, ... at several temperatures and guidances, and shows them to a
-classifier that train/classifier.py trained on real images. It reports the share that the classifier assigns to the class that was asked
-for, beside its accuracy on real test images; and the Frechet distance between the features of its last layer, of samples
-and of as many test images, beside that between two sets of test images of the same size, as the distance of any two sets
-falls with their size. Both are measures of our own: another classifier finds other figures, and this distance is no FID.
-The last line of output is one JSON object.
+classifier that train/classifier.py trained on real images. It reports the share that the classifier assigns to the class
+that was asked for, beside its accuracy on real test images; and the Frechet distance between the features of its last
+layer, of samples and of as many test images, beside that between two sets of test images of the same size, as the distance
+of any two sets falls with their size. Both are measures of our own: another classifier finds other figures, and this
+distance is no FID. The last line of output is one JSON object.
 """
 
 import argparse
