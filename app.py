@@ -33,7 +33,7 @@ all 16.7 million colours, a discretized mixture of logistics; one with **categor
 256 levels of red, green and blue in turn, and takes three steps a pixel. **Temperature** sharpens that distribution
 below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). **Guidance** (Ho and Salimans, 2022) asks the
 model twice, with the class and without, and goes beyond what the class changes: 1 is what the model has learned, more makes
-pictures that look more like their class, and more like one another. The same seed always gives the same picture.
+pictures that look more like their class. The same seed always gives the same picture.
 Drawing may outrun the eye: **Pace** is how fast this page shows it, and the line below says how long it really took.
 The bundled weights were trained by this repository; pictures are 32x32 because the training data are.
 """
@@ -114,10 +114,10 @@ def build(tasks: Tasks) -> gr.Blocks:
                     model = model_dropdown(tasks.generators)
                     names = choices(generator.classes)
                     name = gr.Dropdown(names, value=names[0], label="Class", interactive=len(names) > 1)
-                    # Both stand where train/judge.py finds best.
+                    # Where samples look right to train/judge.py, as README shows: more guidance gains little.
                     guidance = gr.Slider(
                         *GUIDANCES, value=5, step=0.5, label="Guidance", interactive=len(names) > 1,
-                        info="How closely the class is followed; 1 is what the model has learned.",
+                        info="How closely the class is followed; 1 is what was learned.",
                     )
                     widgets = controls(temperature=1.0)
                     files = png_files()

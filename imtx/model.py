@@ -25,7 +25,7 @@ from .outputs import build_output, guide
 class Context:
     """What an image is generated from, fixed while it is."""
 
-    label: Tensor | None  # (N, 1, d): class embedding
+    label: Tensor | None  # (copies N, 1, d): class embedding
     source: tuple[Tensor, ...] | None = None  # what the embedding reads off the source at every step
     source_kv: list[tuple[Tensor, Tensor]] | None = None  # a decoder block: keys and values of the encoded source
     guidance: float = 1.0  # not 1: the N images are there twice, with their labels and then without
@@ -168,14 +168,12 @@ class ImageTransformer(
                 labels = torch.cat([labels, torch.full_like(labels, len(config.classes))])  # (2 N,)
             label = self.label(labels).unsqueeze(1)  # (copies N, 1, d)
         if sources is None:
-            return Context(label, guidance=guidance)
+            return Context(label, guidance=guidance)  # a model has classes or sources, not both
         require("sources", sources, torch.uint8, (images, config.source_size, config.source_size, 3))
         self.check_levels("sources", sources)
-        if guidance != 1:
-            sources = torch.cat([sources, sources])
         encoded, rotary = self.encode(sources), self.source_rotary()
         source_kv = [block.source_attention.keys_values(encoded, rotary) for block in self.decoder]
-        return Context(label, self.embedding.condition(sources), source_kv, guidance)
+        return Context(label, self.embedding.condition(sources), source_kv)
 
     def check_levels(self, name: str, pictures: Tensor) -> None:
         """Raises ValueError if a uint8 picture holds a level that the model does not know."""
@@ -191,8 +189,8 @@ class ImageTransformer(
         return self.encoder_norm(x)
 
     def embed(self, pixels: Tensor, context: Context, steps: slice) -> tuple[Tensor, Tensor | None]:
-        """(N, sub-pixels) uint8 -> the first layer's input (N, P, d), with the class at every position (section 5.2);
-        and the guess (N, P, 3) that the mixture's means are relative to, if the embedding makes one."""
+        """(copies N, sub-pixels) uint8 -> the first layer's input (copies N, P, d), with the class at every position (section
+        5.2); and the guess (copies N, P, 3) that the mixture's means are relative to, if the embedding makes one."""
         x, guess = self.embedding(pixels, context.source, steps)
         return self.input_dropout(x if context.label is None else x + context.label), guess
 

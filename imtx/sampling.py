@@ -82,8 +82,8 @@ def sample(
     seeds: N integers in 0..2^32-1; the same seed and conditions give the same image.
     temperature: 1e-30 to 1e30; below 1 is tamer than the model's distribution, 1 is that distribution.
     guidance: 0 to 20; how far the class is followed. 1 is the model's distribution, above it pictures look more like their
-        class and less like one another, and take two steps' work a step. (Classifier-free guidance, Ho and Salimans, 2022;
-        not in the paper. Each step goes on from what it would be without a class to what it is with one, and beyond.)
+        class; any other value takes two steps' work a step. (Classifier-free guidance, Ho and Salimans, 2022; not in the
+        paper. Each step goes on from what it would be without a class to what it is with one, and beyond.)
     labels: N class indices, for a model with classes; None = no class.
     sources: (s, s, 3) or (N, s, s, 3) uint8, for a super-resolution model.
     given: (h, w, 3) or (N, h, w, 3) uint8, of which the first `given_pixels` in `pixel_order` are kept.

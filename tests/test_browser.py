@@ -244,6 +244,7 @@ def test_another_model_and_its_classes(visit, small_servers, order):
     visitor.options("Model", choose="rows-categorical")
     expect(visitor.dropdown("Class")).to_have_value("no class")
     expect(visitor.dropdown("Class")).to_be_disabled()
+    expect(visitor.number("Guidance")).to_be_disabled()
     visitor.options("Model", choose="blocks-dmol")
     visitor.options("Class", choose="sparrow")
     visitor.set("Samples", 2)

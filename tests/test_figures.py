@@ -121,7 +121,7 @@ def test_a_model_that_cannot_keep_a_half_has_no_sheet_of_completions(laid_out):
     model = small("dmol", "class", layout="2d", query_block=(8, 4), memory_block=(0, 4))
     assert list(figures.sheets("mine", model)) == ["mine-classes.png", "mine-guidance.png"]
     (*_, temperatures), (*_, guidances) = laid_out
-    assert [name.split("\n")[0] for name, _ in guidances] == [f"guidance {g}" for g in (1.0, 3.0, 5.0, 8.0) for _ in range(2)]
+    assert [name.split("\n")[1] for name, _ in guidances] == [f"guidance {g}" for g in (1.0, 3.0, 5.0, 8.0) for _ in range(2)]
     assert np.array_equal(guidances[4][1], temperatures[6][1])  # temperature 1 and guidance 5 on both
 
 

@@ -1,6 +1,5 @@
 """One picture by two threads at once (imtx/fast/lanes.py, meeting.py): the same picture, and only while it is quicker."""
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,25 +17,26 @@ from imtx.sampling import noise
 
 
 @torch.inference_mode()
-def memory(model: ImageTransformer, images: int) -> tuple:
+def memory(model: ImageTransformer, images: int, guidance: float = 1.0) -> tuple:
     condition = conditions(model, images)
-    context = model.context(images, condition.get("labels"), condition.get("sources"))
+    context = model.context(images, condition.get("labels"), condition.get("sources"), guidance)
     shape, weights = pack(model)
     pixels = np.zeros((images, model.config.sub_pixels), np.uint8)
-    buffer = np.empty(cache_size(model, weights, images), np.uint8)
+    buffer = np.empty(cache_size(model, weights, context.copies * images), np.uint8)
     return shape, weights, *allocate(model, weights, context, noise(model, range(images)), pixels, slice(0, images), buffer)
 
 
-def together(model: ImageTransformer, images: int, calls: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+def together(
+    model: ImageTransformer, images: int, calls: list[tuple[int, int, int]], guidance: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Pixels, and the last parameters of each lane, of calls (threads, first step, last step)."""
-    shape, weights, state, scratch = memory(model, images)
+    shape, weights, state, scratch = memory(model, images, guidance)
     with ThreadPoolExecutor(2) as pool:
         for of, start, stop in calls:
-            waiting = [
-                pool.submit(advance, shape, weights, state, scratch[lane], lane, of, start, stop, 0, 1.0) for lane in range(of)
-            ]
+            rest = (of, start, stop, 0, 1.0, guidance)
+            waiting = [pool.submit(advance, shape, weights, state, scratch[lane], lane, *rest) for lane in range(of)]
             for one in waiting:
-                one.result(timeout=60)
+                one.result()
     return state.pixels, np.stack([own.params for own in scratch[: calls[-1][0]]])
 
 
@@ -52,6 +52,14 @@ def test_two_lanes_draw_what_one_draws_to_the_last_bit(kind, images):
     cuts = [0, 1, steps // 3, steps // 2, steps]  # from one lane to two and back
     changing = [(1 + i % 2, start, stop) for i, (start, stop) in enumerate(zip(cuts, cuts[1:]))]
     assert (together(model, images, changing)[0] == pixels).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[3] == "class"], ids="-".join)
+def test_two_lanes_draw_with_guidance_what_one_draws(kind):
+    family, output, layout, task = kind
+    model = small(output, task, **FAMILIES[family], **LAYOUTS[layout]).float()
+    one, two = (together(model, 2, [(lanes, 0, model.config.positions)], guidance=3.0)[0] for lanes in (1, 2))
+    assert (one == two).all() and (one[:2] == one[2:]).all()  # both copies of an image are the same
 
 
 def test_heads_that_cannot_be_halved_stay_in_one_part():
@@ -108,10 +116,14 @@ def test_while_another_picture_is_drawn_one_lane_works(monkeypatch):
 def test_a_lane_waits_for_one_that_is_late():
     model = small("dmol", "class").float()
     shape, weights, state, scratch = memory(model, 1)
-    late = threading.Timer(0.2, advance, (shape, weights, state, scratch[1], 1, 2, 0, 1, 0, 1.0))
-    late.start()
-    begin = time.perf_counter()
-    advance(shape, weights, state, scratch[0], 0, 2, 0, 1, 0, 1.0, 1.0)
-    waited = time.perf_counter() - begin
-    late.join()
+
+    def work(lane: int, after: float) -> float:
+        """Seconds that the first step took."""
+        time.sleep(after)
+        begin = time.perf_counter()
+        advance(shape, weights, state, scratch[lane], lane, 2, 0, 1, 0, 1.0, 1.0)
+        return time.perf_counter() - begin
+
+    with ThreadPoolExecutor(2) as pool:
+        waited, _ = pool.map(work, [0, 1], [0.0, 0.2])
     assert waited > 0.1 and (state.arrived[:, 0] == state.arrived[0, 0]).all()

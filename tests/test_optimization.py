@@ -100,13 +100,13 @@ def test_a_tracker_that_is_not_installed_is_an_error(monkeypatch):
         report.require_tracker("tensorboard")
 
 
-def test_time_left_is_told_at_the_pace_of_late(tmp_path):
+def test_time_left_is_told_at_the_recent_pace(tmp_path):
     """A run that was stopped may go on at another pace than it had."""
     bar = report.Report(tmp_path, Accelerator(cpu=True), small("dmol", "class"), "no", 4)
     bar.begin(100, 8000.0, 0.5, 200)
     bar.step(torch.tensor(3.0))
     bar.losses_to(110, 8010.0, 0.625)
-    assert bar.bar.postfix.endswith("00:00:30 left")
+    assert bar.bar.postfix.endswith("0:00:30 left")
     bar.step(torch.tensor(3.0))
     bar.losses_to(200, 8020.0, 1.0)
-    assert bar.bar.postfix.endswith("00:00:00 left")
+    assert bar.bar.postfix.endswith("0:00:00 left")

@@ -180,7 +180,9 @@ def test_the_licences_that_leave_a_choice_are_the_hubs():
 
 
 def test_samples_are_drawn_in_order_of_their_seeds_with_the_classes_in_turn(dry):
-    shown = tiles(dry("generator", *OWN, "--temperature", "0.8", "--guidance", "2.5"), columns=8)
+    folder = dry("generator", *OWN, "--temperature", "0.8", "--guidance", "2.5")
+    shown = tiles(folder, columns=8)
+    assert "at temperature 0.8 and guidance 2.5: drawn in order, none chosen" in (folder / "README.md").read_text()
     labels = [i % len(CLASSES) for i in range(32)]
     expected = draw(small("dmol", "class").float(), range(32), labels=labels, temperature=0.8, guidance=2.5)
     assert np.array_equal(shown, expected)

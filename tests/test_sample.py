@@ -204,6 +204,15 @@ def test_a_folder_with_samples_of_other_settings_is_not_written_to(options, sent
     assert contents(tmp_path / "out") == before
 
 
+def test_a_folder_from_before_guidance_goes_on_without(run, refusal, tmp_path):
+    run("generator", "--count", 4)
+    settings = json.loads((tmp_path / "out/samples.json").read_text())
+    assert settings.pop("guidance") == 1
+    (tmp_path / "out/samples.json").write_text(json.dumps(settings))
+    assert "guidance 1.0, now it is 3.0" in refusal("generator", "--count", 4, "--guidance", 3)
+    assert run("generator", "--count", 4)["drawn"] == 0
+
+
 def test_other_weights_and_other_sources_are_other_settings(run, refusal, files, tmp_path):
     model = small("dmol", "sr").float()
     model.save_pretrained(tmp_path / "model")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -55,8 +55,11 @@ class Visitor:
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
 
+    def number(self, label: str) -> Locator:
+        return self.page.locator(f'input[aria-label="number input for {label}"]:visible')
+
     def set(self, label: str, number: float) -> None:
-        field = self.page.locator(f'input[aria-label="number input for {label}"]:visible')
+        field = self.number(label)
         field.fill(str(number))
         field.press("Tab")
 

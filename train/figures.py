@@ -129,7 +129,7 @@ def sheets(name: str, model: ImageTransformer) -> dict[str, np.ndarray]:
         f"{name}-completions.png": completions(name, model),
     }
     if guided:
-        drawn[f"{name}-guidance.png"] = by_class(name, model, [{"guidance": g} for g in GUIDANCES])
+        drawn[f"{name}-guidance.png"] = by_class(name, model, [{"temperature": 1.0, "guidance": g} for g in GUIDANCES])
     return {file: sheet for file, sheet in drawn.items() if sheet is not None}
 
 

@@ -106,7 +106,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--classifier", metavar="FILE.safetensors", type=Path, required=True, help="of train/classifier.py")
     data.add_options(parser, split="test")
-    parser.add_argument("--samples", metavar="N", type=int, default=1000, help="at each temperature (%(default)s)")
+    parser.add_argument("--samples", metavar="N", type=int, default=1000, help="at each temperature and guidance (%(default)s)")
     parser.add_argument("--temperatures", metavar="T", type=float, nargs="+", default=TEMPERATURES, help="(0.7 0.8 0.9 1.0)")
     parser.add_argument("--guidances", metavar="G", type=float, nargs="+", default=[1.0], help="each at each temperature (1)")
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="samples at a time; changes no figure")

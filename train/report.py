@@ -1,9 +1,9 @@
 """What a run says about itself: a progress bar, OUTPUT/log.jsonl, accelerate's trackers, and sheets of samples."""
 
+import datetime
 import importlib.util
 import json
 import math
-import time
 from functools import wraps
 from pathlib import Path
 
@@ -98,8 +98,8 @@ class Report:
             )
         steps, passed = step - self.since[0], max(seconds - self.since[1], 1e-9)
         rate = steps * self.batch_size / passed  # images a second, over all processes
-        # At the pace of late: a run that was stopped may go on at another one.
-        left = time.strftime("%H:%M:%S", time.gmtime(passed * (1 - share) / max(share - self.since[2], 1e-9)))
+        # At the recent pace: a run that was stopped may go on at another one.
+        left = datetime.timedelta(seconds=round(passed * (1 - share) / max(share - self.since[2], 1e-9)))
         mfu = rate * self.flops / self.peak
         self.bar.set_postfix_str(f"{loss:.3f} bits/dim, {rate:.1f} images/s, MFU {mfu:.1%}, {left} left")
         self.log(step, seconds, bits_per_dim=loss, images_per_second=round(rate, 1), mfu=round(mfu, 4))

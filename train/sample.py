@@ -169,6 +169,8 @@ def claim(folder: Path, settings: dict) -> None:
         before = json.loads(note.read_text())
     except json.JSONDecodeError as error:
         raise SystemExit(f"{note} is damaged: {error}.") from error
+    if "guidance" in settings:
+        before.setdefault("guidance", 1.0)  # of a folder from before there was any
     if before.keys() != settings.keys():
         raise SystemExit(f"--output: {folder} holds samples of a model of another kind.")
     for name, value in settings.items():

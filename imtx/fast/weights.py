@@ -91,7 +91,7 @@ class Scratch(NamedTuple):
     attended: np.ndarray  # (N, H D)
     inner: np.ndarray  # (N, 2 F) or (N, F)
     scores: np.ndarray  # (W, S or output parameters,): of a head, or the probabilities of a draw
-    params: np.ndarray  # (N, output parameters) of the last step, before the temperature
+    params: np.ndarray  # (N, output parameters) of the last step, before the temperature; guided in the first half
 
 
 def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
@@ -226,23 +226,19 @@ def allocate(
     source_kv = context.source_kv or []
     keys, values, window_keys, window_values = carve(buffer, *cache_shapes(model, weights, images))
 
-    def rows(tensor: Tensor) -> Tensor:
-        """(copies N, ...) of all images -> (copies n, ...) of this part's."""
-        return torch.cat([copy[part] for copy in tensor.chunk(copies)]) if copies > 1 else tensor[part]
-
     def of_images(tensor: Tensor | None, *shape: int) -> np.ndarray:
-        return zeros(images, *shape) if tensor is None else numbers(rows(tensor))
+        return zeros(images, *shape) if tensor is None else numbers(tensor[part])
 
     def of_parts(tensors: list[Tensor], *shape: int) -> np.ndarray:
         """(L, N, C, H, ...) from each layer's (N, C H, ...)"""
         if not tensors:
             return zeros(0, images, parts, heads, *shape)
-        return numbers(torch.stack([rows(tensor).unflatten(1, (parts, heads)) for tensor in tensors]))
+        return numbers(torch.stack([tensor[part].unflatten(1, (parts, heads)) for tensor in tensors]))
 
     state = State(
         pixels=np.tile(pixels[part], (copies, 1)),
         uniforms=uniforms[part].contiguous().numpy().copy(),
-        label=of_images(context.label.squeeze(1) if context.label is not None else None, d),
+        label=zeros(images, d) if context.label is None else numbers(context.label.view(copies, -1, d)[:, part].flatten(0, 1)),
         around=of_images(around, positions, 0), sums=of_images(sums, positions, 0),
         source_keys=of_parts([keys.transpose(2, 3) for keys, _ in source_kv], width, 0),
         source_values=of_parts([values for _, values in source_kv], 0, width),
