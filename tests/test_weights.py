@@ -67,10 +67,8 @@ def test_the_front_matter_of_a_card_is_true(name):
     figures = entry.evaluation
     (row,) = (line for line in card.splitlines() if line.startswith("| Bits/dim |"))  # the text says the same
     assert f"**{figures.bits_per_dim:.3f}**" in row and f"on {figures.images:,} test images" in row
-    assert bool(figures.shuffled) == (name != "cifar10-cat-1d")  # of which it is not measured yet
-    if figures.shuffled:
-        condition, shuffled = figures.shuffled
-        assert f"with {condition} shuffled {shuffled:.3f}" in row
+    condition, shuffled = figures.shuffled
+    assert f"with {condition} shuffled {shuffled:.3f}" in row
     stored = {"float32": "float32", "bfloat16": "bfloat16 (matrices of the blocks) and float32"}[entry.dtype]
     assert f"| Parameters | {entry.parameters:,}, stored as {stored} |" in card and f"| Sampling | {SAMPLING} |" in card
 
