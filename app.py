@@ -14,7 +14,7 @@ from imtx import fast
 from imtx.checkpoint import HUB_IDS, CheckpointError
 from imtx.demo.canvas import canvas
 from imtx.demo.models import Installed, installed
-from imtx.demo.requests import GUIDANCES, MAX_COUNT, TEMPERATURES, choices
+from imtx.demo.requests import GUIDANCES, MAX_COUNT, NO_CLASS, TEMPERATURES, choices
 from imtx.demo.tasks import Tasks
 from imtx.images import MAX_ZOOM
 
@@ -85,6 +85,15 @@ def connect(
     stop.click(None, screen, screen, js=STOPPED, cancels=[drawing], api_visibility="private")
 
 
+def class_and_guidance(names: list[str], value: str) -> tuple[gr.Dropdown, gr.Slider]:
+    some = len(names) > 1
+    # Where samples look right to train/judge.py, as README shows: more guidance gains little.
+    return gr.Dropdown(names, value=value, label="Class", interactive=some), gr.Slider(
+        *GUIDANCES, value=5, step=0.5, label="Guidance", interactive=some,
+        info="How closely the class is followed; 1 is what was learned.",
+    )
+
+
 def picture_input(label: str, *folders: str) -> tuple[gr.Image, str]:
     """An upload with the examples of some folders below it, of which the first is chosen already; and that one's path."""
     examples = {name: sorted(str(p) for p in (ASSETS / "examples" / name).iterdir()) for name in folders}
@@ -104,6 +113,7 @@ def build(tasks: Tasks) -> gr.Blocks:
     ready = tasks.ready(ASSETS / "gallery")  # something good before the first click
     quiet = dict(preprocess=False, show_progress="hidden", trigger_mode="always_last", api_visibility="private")
     generator = next(iter(tasks.generators.values()))
+    names = choices(generator.classes)
     with gr.Blocks(title="Image Transformer", delete_cache=(3600, 3600)) as demo:
         gr.Markdown(ABOUT)
         with gr.Tabs(overflow_behavior="wrap"):  # a menu would hide a tab on a phone whose style sheet comes late
@@ -112,13 +122,7 @@ def build(tasks: Tasks) -> gr.Blocks:
                     screen = screen_and_buttons("generate", ready["generate"])
                 with gr.Column():
                     model = model_dropdown(tasks.generators)
-                    names = choices(generator.classes)
-                    name = gr.Dropdown(names, value=names[0], label="Class", interactive=len(names) > 1)
-                    # Where samples look right to train/judge.py, as README shows: more guidance gains little.
-                    guidance = gr.Slider(
-                        *GUIDANCES, value=5, step=0.5, label="Guidance", interactive=len(names) > 1,
-                        info="How closely the class is followed; 1 is what was learned.",
-                    )
+                    name, guidance = class_and_guidance(names, names[0])
                     widgets = controls(temperature=1.0)
                     files = png_files()
             model.change(tasks.choose_generator, [model, name], [model, name, guidance], **quiet)
@@ -128,13 +132,16 @@ def build(tasks: Tasks) -> gr.Blocks:
                 with gr.Column():
                     screen = screen_and_buttons("complete", ready["complete"])
                     model = model_dropdown(tasks.generators)
+                    name, guidance = class_and_guidance(names, NO_CLASS)
                     widgets = controls()
                 with gr.Column():
                     kept = gr.Markdown(generator.about_completing)
                     image, _ = picture_input("Picture", "objects")
                     files = png_files()
-            model.change(tasks.choose_completer, model, [model, kept], **quiet)
-            connect(tasks.complete, "complete", image, widgets, model, *screen, files)
+            model.change(tasks.choose_completer, [model, name], [model, name, guidance, kept], **quiet)
+            for change in (demo.load, image.change):  # an example comes with its class
+                change(tasks.class_of, [image, model], name, **quiet)
+            connect(tasks.complete, "complete", image, widgets, model, *screen, files, name, guidance)
 
             with gr.Tab("Super-resolve"), gr.Row():
                 with gr.Column():

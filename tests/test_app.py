@@ -75,9 +75,12 @@ def assert_sentence_or_nothing(message: object) -> None:
         assert_sentence(message)
 
 
+MORE = {"generate": [1], "complete": ["no class", 1], "super_resolve": []}  # what follows the parameters of all tasks
+
+
 def refusal(url: str, task: str, data: list | str) -> str:
-    """The message of a call that ends in an error, before anything was yielded."""
-    (event, answer), = call(url, task, data)
+    """The message of a call that ends in an error, before anything was yielded. data: up to the model, or a whole body."""
+    (event, answer), = call(url, task, data if isinstance(data, str) else data + MORE[task])
     assert event == "error", (event, answer)
     return answer["error"]
 
@@ -114,7 +117,8 @@ def test_names_of_tasks_and_parameters(app, client):
     names = {task: [p["parameter_name"] for p in endpoint["parameters"]] for task, endpoint in endpoints.items()}
     rest = ["temperature", "count", "seed", "model"]
     assert names == {
-        "/generate": ["class_name", *rest, "guidance"], "/complete": ["image", *rest], "/super_resolve": ["image", *rest]
+        "/generate": ["class_name", *rest, "guidance"], "/complete": ["image", *rest, "class_name", "guidance"],
+        "/super_resolve": ["image", *rest],
     }
     with urllib.request.urlopen(f"{app.url}/gradio_api/info") as answer:
         assert json.load(answer)["named_endpoints"].keys() == names.keys()
@@ -158,6 +162,18 @@ def test_complete(client):
     again = run(client, "complete", handle_file(CAT), 1.0, 2, used)
     assert np.array_equal(assert_whole_run(again, 2, PIXELS // 2, seed=used), pictures)
     assert random_seed(client) != used  # another one each time
+
+
+def test_complete_a_class(client):
+    """No class unless told; with one, guidance follows it."""
+
+    def ending(*more) -> np.ndarray:
+        return assert_whole_run(run(client, "complete", handle_file(CAT), 1.0, 1, 5, None, *more), 1, PIXELS // 2, seed=5)
+
+    plain, cat, guided = ending(), ending("cat", 1), ending("cat")
+    assert np.array_equal(plain, ending("no class")) and np.array_equal(guided, ending("cat", 5))
+    assert len({pictures.tobytes() for pictures in (plain, cat, guided)}) == 3
+    assert (guided[:, : SIZE // 2] == plain[:, : SIZE // 2]).all()
 
 
 def test_super_resolve_takes_a_photo(client):
@@ -387,7 +403,7 @@ def test_odd_numbers_elsewhere(app, client):
 
 @pytest.mark.parametrize("name", ["zebra", "Cat", "", 3, None, ["cat"], {"cat": 1}, "<b>cat</b>" * 1000])
 def test_unknown_classes(app, client, name):
-    message = refusal(app.url, "generate", [name, 1.0, 1, 1, None, 1])
+    message = refusal(app.url, "generate", [name, 1.0, 1, 1, None])
     assert_sentence(message)
     assert "cat" in message and "truck" in message  # it says what there is
     begin(client, "generate", "cat", 1.0, 1, 1)

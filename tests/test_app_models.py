@@ -128,7 +128,7 @@ def assert_runs(server, task: str, given, new: int) -> None:
 
 def assert_no_weights(server, task: str, given, cause: str, model: str | None = None) -> None:
     """The visitor reads which file is amiss and why, but not where it lies."""
-    message = refusal(server.url, task, [given, 1.0, 1, 1, model, *[1] * (task == "generate")])
+    message = refusal(server.url, task, [given, 1.0, 1, 1, model])
     assert "weights" in message and cause in message
     assert not any(word in message for word in ("/", "\n", "Traceback"))
 
@@ -256,7 +256,7 @@ def test_unknown_models(small_servers, name):
     server = small_servers["generators"]
     picture = upload(server.url, "cat.png", CAT.read_bytes())
     for task, given in (("generate", "cat"), ("complete", picture)):
-        message = refusal(server.url, task, [given, 1.0, 1, 1, name, *[1] * (task == "generate")])
+        message = refusal(server.url, task, [given, 1.0, 1, 1, name])
         assert_sentence(message)
         assert "no such model" in message and "tiny, rows-dmol, blocks-dmol" in message
     message = refusal(server.url, "super_resolve", [picture, 1.0, 1, 1, name])
@@ -269,7 +269,7 @@ def test_a_model_outside_the_list_is_not_opened(small_servers, small_models, tmp
     for folder in (tmp_path / "secret", upscaler):
         with opened(folder / "config.json") as heard:
             for name in (str(folder), os.path.relpath(folder, ROOT), f"{folder.name}", f"../{folder.name}"):
-                assert "no such model" in refusal(small_servers["generators"].url, "generate", ["cat", 1.0, 1, 1, name, 1])
+                assert "no such model" in refusal(small_servers["generators"].url, "generate", ["cat", 1.0, 1, 1, name])
             assert not heard()
 
 

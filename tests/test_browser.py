@@ -186,6 +186,24 @@ def test_examples(visit):
         assert image.evaluate("image => image.naturalWidth") > 0
 
 
+def test_an_example_comes_with_its_class_and_another_picture_with_none(visit, tmp_path):
+    visitor = visit()
+    visitor.open("Complete")
+    expect(visitor.dropdown("Class")).to_have_value("airplane")  # the first is there already
+    expect(visitor.number("Guidance")).to_have_value("5")
+    visitor.page.locator(".gallery:visible button").nth(1).click()
+    expect(visitor.dropdown("Class")).to_have_value("automobile")
+    visitor.press("Run")
+    expect(visitor.text()).to_contain_text("1024 of 1024 pixels in")
+    expect(visitor.text()).to_contain_text("automobile, seed")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "cat.png")  # the name says nothing
+    visitor.upload("Picture", tmp_path / "cat.png")
+    expect(visitor.dropdown("Class")).to_have_value("no class")
+    visitor.options("Class", choose="truck")
+    visitor.press("Run")
+    expect(visitor.text()).to_contain_text("truck, seed")
+
+
 # ---- the models to choose from ------------------------------------------------------------------------------
 
 OPAQUE = """(selector) => {

@@ -106,7 +106,7 @@ def test_completions_keep_what_is_given(laid_out, layout, kept):
     figures.completions("mine", model)
     ((title, columns, rows),) = laid_out
     assert f"{kept} of {SIZE} rows given" in title and columns == OBJECTS
-    assert [name for name, _ in rows] == ["given", "seed 0", "seed 1", "seed 2", "seed 3", "truth"]
+    assert [name for name, _ in rows] == ["given", *(f"no class\nseed {i}" for i in range(3)), "truth"]  # it knows cat and dog
     truths = rows[-1][1]
     for i, name in enumerate(OBJECTS):
         assert np.array_equal(truths[i], example("objects", name))
@@ -115,6 +115,17 @@ def test_completions_keep_what_is_given(laid_out, layout, kept):
     assert (rows[0][1][:, kept:] == figures.EMPTY).all()
     options = dict(given=torch.from_numpy(truths[3]), given_pixels=kept * SIZE, temperature=0.9)
     assert np.array_equal(rows[3][1][3], draw(model, [2], **options)[0].numpy())
+
+
+def test_completions_of_a_model_that_knows_the_objects_are_of_their_classes_too(laid_out):
+    model = small("dmol", "class", classes=tuple(reversed(OBJECTS)))
+    figures.completions("mine", model)
+    ((title, _, rows),) = laid_out
+    assert "classes with guidance 5" in title
+    assert [name for name, _ in rows[4:7]] == [f"its class\nseed {i}" for i in range(3)]
+    options = dict(given=torch.from_numpy(rows[-1][1][3]), given_pixels=4 * SIZE, temperature=0.9)
+    expected = draw(model, [2], labels=[model.config.classes.index(OBJECTS[3])], guidance=5.0, **options)
+    assert np.array_equal(rows[6][1][3], expected[0].numpy())
 
 
 def test_a_model_that_cannot_keep_a_half_has_no_sheet_of_completions(laid_out):

@@ -154,7 +154,7 @@ def test_a_run_is_resumed_with_what_it_began_with(start, here, tmp_path, refusal
     again = ("--resume", "latest", "--data")
     small("dmol", "class").float().save_pretrained(tmp_path / "second")
     said = refusal(start, *again, "photos", init=tmp_path / "second")
-    assert said.startswith(f"--resume: this run has --init base, not {tmp_path / 'second'}. Go on with what it has, or choose")
+    assert said.startswith(f"--resume: this run has --init base, not --init {tmp_path / 'second'}. Go on with what it has")
     draw_pictures(tmp_path / "large", 20, ("cat", "owl"), seed=1)
     for path in tmp_path.glob("large/*/*.png"):
         Image.open(path).resize((40, 40)).save(path)

@@ -1,9 +1,9 @@
 """Draws the sheets of samples that README shows: python train/figures.py --output assets/figures
 
 Of each installed generator MODEL-classes.png, by class and temperature; MODEL-guidance.png, if it has classes; and
-MODEL-completions.png, endings for the objects in assets/examples. Of each upscaler MODEL-super-resolution.png, on the
-portraits there if its name begins with "faces", else on the objects. Seeds 0, 1, 2, ... in order, none chosen. No data
-set is needed.
+MODEL-completions.png, endings for the objects in assets/examples, without a class and, if it knows them, with theirs. Of each
+upscaler MODEL-super-resolution.png, on the portraits there if its name begins with "faces", else on the objects. Seeds 0, 1,
+2, ... in order, none chosen. No data set is needed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COMPLETION_TEMPERATURE = 0.9  # where the demo's slider stands
 GUIDANCE = 5.0  # so does this, for samples of a class
 GUIDANCES = (1.0, 3.0, 5.0, 8.0)  # 1: as the model has learned
 MOST_COLUMNS = 10  # of classes
-CLASS_ROWS, ENDINGS, ENLARGED = 2, 4, 2  # samples of a class, or for a picture, at one temperature
+CLASS_ROWS, ENDINGS, ENLARGED = 2, 3, 2  # samples of a class, or for a picture, at one temperature
 SCALE, GAP, FONT = 3, 4, 15  # of a pixel's side; between pictures and of text, in pixels of the sheet
 EMPTY, INK, PAPER = 224, "black", "white"
 
@@ -89,14 +89,19 @@ def completions(name: str, model: ImageTransformer) -> np.ndarray | None:
     pictures = np.stack(list(truths.values()))
     given = pictures.copy()
     given[:, kept:] = EMPTY
-    rows = [("given", given)]
-    for seed in range(ENDINGS):
-        endings = draw(
-            model, [seed] * len(pictures), given=torch.from_numpy(pictures), given_pixels=kept * size,
-            temperature=COMPLETION_TEMPERATURE,
-        )
-        rows.append((f"seed {seed}", endings.numpy()))
-    title = f"{name}: {kept} of {size} rows given, no class, temperature {COMPLETION_TEMPERATURE}, seeds in order, none chosen"
+    rows, classes = [("given", given)], model.config.classes
+    conditions = {"no class": {}}
+    if set(truths) <= set(classes):
+        conditions["its class"] = {"labels": [classes.index(shown) for shown in truths], "guidance": GUIDANCE}
+    for head, condition in conditions.items():
+        for seed in range(ENDINGS):
+            endings = draw(
+                model, [seed] * len(pictures), given=torch.from_numpy(pictures), given_pixels=kept * size,
+                temperature=COMPLETION_TEMPERATURE, **condition,
+            )
+            rows.append((f"{head}\nseed {seed}", endings.numpy()))
+    title = f"{name}: {kept} of {size} rows given, temperature {COMPLETION_TEMPERATURE}, "
+    title += f"classes with guidance {GUIDANCE:g}, " * (len(conditions) > 1) + "seeds in order, none chosen"
     return labelled_sheet(title, list(truths), [*rows, ("truth", pictures)])
 
 

@@ -28,10 +28,12 @@ def main() -> None:
     text = f"Drawn earlier: {', '.join(generator.config.classes[:CLASSES])}, at temperature {TEMPERATURES[0]}, then at "
     write(GALLERY, "generate", pictures, f"{text}{TEMPERATURES[1]}, with guidance {GUIDANCE:g}. Press Run for your own.")
 
-    truth = next(iter(examples("objects", size).values()))
+    name, truth = next(iter(examples("objects", size).items()))  # what the page begins with
     options = {"given": torch.from_numpy(truth), "given_pixels": size * size // 2, "temperature": COMPLETION_TEMPERATURE}
-    pictures = draw(generator, range(ENDINGS), **options).numpy()
-    write(GALLERY, "complete", np.stack([truth, *pictures]), "Drawn earlier: four endings for one picture.")
+    label = generator.config.classes.index(name)
+    pictures = draw(generator, range(ENDINGS), labels=[label] * ENDINGS, guidance=GUIDANCE, **options).numpy()
+    text = f"Drawn earlier: four endings for one picture of the class {name}, with guidance {GUIDANCE:g}."
+    write(GALLERY, "complete", np.stack([truth, *pictures]), text)
 
     truth = next(iter(examples("faces", upscaler.config.image_size).values()))
     source = torch.from_numpy(area_means(truth, upscaler.config.image_size // upscaler.config.source_size))

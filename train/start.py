@@ -1,7 +1,8 @@
 """What a training run starts from: fresh weights of a preset, or the weights of another model (--init); when it is resumed,
 what it noted when it began.
 
-A model that is trained on keeps its configuration, except for its classes, which become those of the data.
+A model that is trained on keeps its configuration, except for its classes, which become those of the data, and its layers
+where --layers asks for more.
 """
 
 import argparse
@@ -15,13 +16,14 @@ from pathlib import Path
 from torch import Tensor
 
 from averaging import open_model
+from growth import deepened
 from imtx import PRESETS, Config, ImageTransformer
 from imtx.checkpoint import Origin
 from publishing import origins
 from publishing.records import RUN, parse_object, read_text, shortened
 
 # What a resumed run must have as it was, and notes in OUTPUT/run.json.
-SETTINGS = ("preset", "init", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
+SETTINGS = ("preset", "init", "layers", "seed", "batch_size", "validation", "flip", "optimizer", "schedule")
 # What it notes too, goes on with unless told otherwise, and may change; so may its budget.
 CHANGEABLE = ("learning_rate", "warmup", "weight_decay", "clip", "ema", "mixed_precision")
 
@@ -35,18 +37,23 @@ def noted(output: Path) -> dict:
 def check_settings(args: argparse.Namespace, before: dict) -> None:
     """Refuses to resume a run with settings that change what it computes. before: what it noted."""
     now = {name: getattr(args, name) for name in SETTINGS}
-    before = now | {"init": None} | before if before else now  # which older runs did not note
+    before = now | {"init": None, "layers": None} | before if before else now  # which older runs did not note
     for name in SETTINGS:
-        option = f"--{name.replace('_', '-')}"
-        there, here = f"{option} {before[name]}", now[name]
-        if isinstance(now[name], bool):
-            there, here = (option if value else f"no {option}" for value in (before[name], now[name]))
-        if None in (before[name], here):  # one of --preset and --init stands in for the other
-            there, here = (f"--{n} {s[n]}" for s in (before, now) for n in ("preset", "init") if s[n])
+        there, here = given(name, before[name]), given(name, now[name])
+        if name in ("preset", "init") and None in (before[name], now[name]):  # one of them stands in for the other
+            there, here = (given(n, s[n]) for s in (before, now) for n in ("preset", "init") if s[n])
         if before[name] != now[name] and not (name == "init" and same_folder(before[name], now[name])):
             raise SystemExit(
                 f"--resume: this run has {there}, not {here}. Go on with what it has, or choose another folder for --output."
             )
+
+
+def given(name: str, value) -> str:
+    """How it was told on the command line."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"no {option}"
+    return option if value is True else f"{option} {value}"
 
 
 def changes(args: argparse.Namespace, before: dict) -> list[str]:
@@ -115,6 +122,8 @@ class Start:
         if args.resume is not None and (saved := sorted(args.output.glob("checkpoints/*/raw/config.json"))):
             return cls(Config.load(saved[0]), origin=Origin(shortened(args.init), licence=before.get("init_licence")))
         model = open_model(args.init)
+        if args.layers is not None:
+            model = deepened(model, args.layers)
         return cls(model.config, model, Origin(shortened(args.init), licence=origins.licence(args.init)))
 
     def into(self, model: ImageTransformer) -> None:

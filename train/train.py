@@ -36,6 +36,10 @@ def arguments() -> argparse.Namespace:
         "--init", metavar="MODEL", help="begin with the weights of a model folder, bundled name or Hub id. It gets the "
         "classes of the data, none if those have none; one that has none already stays so",
     )
+    parser.add_argument(
+        "--layers", type=int, metavar="N", help="with --init: deepen the model to N decoder layers, a multiple of what it "
+        "has; it begins with the same outputs"
+    )
     data.add_options(parser, split="train")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--max-steps", type=int, help="the budget, in optimizer steps")
@@ -75,6 +79,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"there is no --preset {args.preset}. {nearest(args.preset, presets)}")
     if args.max_steps is None and args.max_minutes is None:
         parser.error("Give a budget: --max-steps, --max-minutes or both.")
+    if args.layers is not None and args.init is None:
+        parser.error("--layers goes with --init; a preset has its layers.")
     given = args.init is not None
     before = noted(args.output) if args.resume is not None else {}  # a resumed run goes on with what it had
     for name, value in (DEFAULTS | {"learning_rate": RATES[given], "warmup": WARMUPS[given]}).items():

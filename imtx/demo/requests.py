@@ -87,7 +87,21 @@ def label(name, classes: tuple[str, ...], chance: int) -> int:
 
 
 def picture(value, allowed: Path) -> Image.Image:
-    """The picture that a visitor uploaded, or one of the examples, which lie in `allowed`.
+    """The picture that a visitor uploaded, or one of the examples, which lie in `allowed`."""
+    try:
+        return open_image(_own_file(value, allowed))
+    except BadImage as error:
+        raise refusal(str(error)) from error
+
+
+def example(value, folder: Path) -> str | None:
+    """The name of the example in `folder` that a visitor chose, which gradio hands on as a copy; None for any other picture."""
+    content = Path(_own_file(value, folder)).read_bytes()
+    return next((file.stem for file in folder.rglob("*.*") if file.is_file() and file.read_bytes() == content), None)
+
+
+def _own_file(value, allowed: Path) -> str:
+    """Where a picture lies that came from the visitor or from `allowed`.
 
     A file of the server that nobody uploaded is refused: gradio itself would open it.
     """
@@ -101,10 +115,7 @@ def picture(value, allowed: Path) -> Image.Image:
     folders = (os.path.realpath(get_upload_folder()), os.path.realpath(allowed))
     if not any(os.path.commonpath((real, folder)) == folder for folder in folders) or not os.path.isfile(real):
         raise refusal("That picture was not uploaded here. Upload it first.")
-    try:
-        return open_image(real)
-    except BadImage as error:
-        raise refusal(str(error)) from error
+    return real
 
 
 def _is_number(value) -> bool:

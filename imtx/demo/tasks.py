@@ -38,31 +38,29 @@ class Tasks:
         chosen = requests.one_of(self.generators, model)
         model = chosen.model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
-        guidance, classes = requests.guidance(guidance), model.config.classes
-        label = requests.label(class_name, classes, chance=seed)
+        condition, about = _condition(model, class_name, guidance, count, seed)
         stream = generate_stream(model, count)
         pictures = sample(
-            model, requests.seeds(seed, count), temperature=temperature, labels=[label] * count if classes else None,
-            guidance=guidance if label < len(classes) else 1.0,  # no class is the same with any, sooner with none
-            every=_every(stream.size), engine=chosen.engine,
+            model, requests.seeds(seed, count), temperature=temperature, every=_every(stream.size), engine=chosen.engine,
+            **condition,
         )
-        about = f"{(*classes, 'no class')[label]}, seed {seed}"
         yield from _show(pictures, stream, about, seed)
 
-    def complete(self, image, temperature, count, seed, model) -> Frames:
+    def complete(self, image, temperature, count, seed, model, class_name, guidance) -> Frames:
         """Keeps the top half of a picture, or what of it the model draws first, and draws endings for it."""
         chosen = requests.one_of(self.generators, model)
         model = chosen.model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
+        condition, about = _condition(model, class_name, guidance, count, seed)
         truth = square_crop(requests.picture(image, self.examples), model.config.image_size)
         if not kept_rows(model):
             raise requests.refusal(chosen.about_completing)
         stream = complete_stream(model, truth, count)
         pictures = sample(
-            model, requests.seeds(seed, count), temperature=temperature,
-            given=torch.from_numpy(truth), given_pixels=stream.done, every=_every(stream.size), engine=chosen.engine,
+            model, requests.seeds(seed, count), temperature=temperature, given=torch.from_numpy(truth),
+            given_pixels=stream.done, every=_every(stream.size), engine=chosen.engine, **condition,
         )
-        yield from _show(pictures, stream, f"seed {seed}", seed)
+        yield from _show(pictures, stream, about, seed)
 
     def super_resolve(self, image, temperature, count, seed, model) -> Frames:
         """Draws pictures of 32x32 that fit one of 8x8. Any other becomes 8x8 by area means of its centre crop."""
@@ -83,14 +81,19 @@ class Tasks:
     def choose_generator(self, model, class_name) -> tuple[dict, dict, dict]:
         """The classes are the new model's; the one that was chosen stays if it is among them."""
         chosen = requests.one_of(self.generators, model)
-        about, names = chosen.about, requests.choices(chosen.classes)
-        value = class_name if class_name in names else names[0]
-        some = len(names) > 1
-        return gr.update(info=about), gr.update(choices=names, value=value, interactive=some), gr.update(interactive=some)
+        names = requests.choices(chosen.classes)
+        return gr.update(info=chosen.about), *_classes(names, class_name if class_name in names else names[0])
 
-    def choose_completer(self, model) -> tuple[dict, str]:
+    def choose_completer(self, model, class_name) -> tuple[dict, dict, dict, str]:
         chosen = requests.one_of(self.generators, model)
-        return gr.update(info=chosen.about), chosen.about_completing
+        names = requests.choices(chosen.classes)
+        classes = _classes(names, class_name if class_name in names else requests.NO_CLASS)
+        return gr.update(info=chosen.about), *classes, chosen.about_completing
+
+    def class_of(self, image, model) -> str:
+        """What a picture to complete shows, if it is an example and the model knows its class."""
+        name = requests.example(image, self.examples) if image is not None else None
+        return name if name in requests.one_of(self.generators, model).classes else requests.NO_CLASS
 
     def choose_upscaler(self, model) -> dict:
         return gr.update(info=requests.one_of(self.upscalers, model).about)
@@ -154,6 +157,22 @@ def upscale_stream(model: ImageTransformer, source: np.ndarray, truth: np.ndarra
     if truth is not None:
         reference.append(("Truth", truth))
     return Stream(count, size, base=enlarge(source, factor, NEAREST), reference=reference, order=_order(model))
+
+
+def _condition(model: ImageTransformer, class_name, guidance, count: int, seed: int) -> tuple[dict, str]:
+    """Arguments of `sample` for a class and how far it is followed, and words for them and the seed."""
+    guidance, classes = requests.guidance(guidance), model.config.classes
+    label = requests.label(class_name, classes, chance=seed)
+    about = f"{(*classes, requests.NO_CLASS)[label]}, seed {seed}"
+    if label == len(classes):
+        guidance = 1.0  # with no class any is the same, and this one is the quickest
+    return {"labels": [label] * count if classes else None, "guidance": guidance}, about
+
+
+def _classes(names: list[str], value: str) -> tuple[dict, dict]:
+    """Updates of the dropdown of classes and of the guidance."""
+    some = len(names) > 1
+    return gr.update(choices=names, value=value, interactive=some), gr.update(interactive=some)
 
 
 def _finished(stream: Stream, pictures: np.ndarray, text: str) -> dict:

@@ -32,7 +32,8 @@ def request(number: int) -> tuple[str, list]:
     pictures = PICTURES[UPSCALERS.get(model, "objects")]
     given = chance.choice(CLASSES) if task == "generate" else handle_file(chance.choice(pictures))
     count = 8 if number < 9 else chance.randint(1, 8)  # the largest batch of every task and model first
-    return task, [given, chance.uniform(0.5, 1.5), count, chance.choice((None, chance.randrange(2**32))), model]
+    arguments = [given, chance.uniform(0.5, 1.5), count, chance.choice((None, chance.randrange(2**32))), model]
+    return task, arguments + ["cat" if number < 9 else chance.choice(CLASSES)] * (task == "complete")
 
 
 def main() -> None:

@@ -21,17 +21,17 @@ from server import ROOT, Server
 
 RUNS = 5
 EXAMPLES = ROOT / "assets/examples"
-TASKS = {
-    "generate": "cat",
-    "complete": handle_file(EXAMPLES / "objects/cat.png"),
-    "super_resolve": handle_file(EXAMPLES / "faces/collins.jpg"),
+TASKS = {  # as on the page: of a class with its guidance, and of an example, which comes with its class
+    "generate": {"class_name": "cat"},
+    "complete": {"image": handle_file(EXAMPLES / "objects/cat.png"), "class_name": "cat"},
+    "super_resolve": {"image": handle_file(EXAMPLES / "faces/collins.jpg")},
 }
 
 
-def wait(client: Client, task: str, given, seed: int) -> tuple[float, float]:
+def wait(client: Client, task: str, given: dict, seed: int) -> tuple[float, float]:
     """Seconds from the request to the first new pixels, and to the PNG file of one picture."""
     started, first = time.monotonic(), None
-    for canvas, _, _ in client.submit(given, 1.0, 1, seed, api_name=f"/{task}"):
+    for canvas, _, _ in client.submit(**given, temperature=1.0, count=1, seed=seed, api_name=f"/{task}"):
         if first is None and canvas["hex"]:
             first = time.monotonic() - started
     return first, time.monotonic() - started
