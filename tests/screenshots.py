@@ -1,4 +1,4 @@
-"""Takes README's screenshots of the three tabs, with seed 0: python tests/screenshots.py."""
+"""Takes README's screenshots of the three tabs, of trucks and with seed 0: python tests/screenshots.py."""
 
 import tempfile
 from pathlib import Path
@@ -15,7 +15,8 @@ HOLD = """
     window.hold = false;
     window.requestAnimationFrame = (f) => frame((now) => hold && f.name === 'unveil' ? requestAnimationFrame(f) : f(now));
 """
-TABS = {"Generate": 640, "Complete": 1024, "Super-resolve": 1024}  # pixels drawn when the picture is taken
+CLASS = "truck"
+TABS = {"Generate": 900, "Complete": 1024, "Super-resolve": 1024}  # pixels drawn when the picture is taken
 
 
 def shoot(page: Page, tab: str, pixels: int) -> None:
@@ -23,6 +24,9 @@ def shoot(page: Page, tab: str, pixels: int) -> None:
     page.get_by_role("tab", name=tab).click()
     panel = page.get_by_role("tabpanel").filter(visible=True)
     panel.get_by_label("Randomise the seed").uncheck()
+    if tab == "Generate":
+        panel.get_by_role("combobox", name="Class").click()
+        page.get_by_role("option", name=CLASS).click()
     panel.get_by_role("button", name="Run", exact=True).click()
     drawn = f"document.querySelector('#canvas-{name} canvas').dataset.n"
     page.wait_for_function(f"() => {drawn} < {pixels}")  # the run has begun: what is shown at first is complete
