@@ -152,7 +152,7 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(data, trained):
     assert done.returncode != 0 and "holds a run already" in done.stderr and "Traceback" not in done.stderr
     other = run("train.py", "--preset", "tiny-sr", "--data", data, "--output", trained, "--max-steps", 9,
                 "--validation", 4, "--batch-size", 4, "--resume", "latest")
-    assert other.returncode != 0 and "--preset tiny, not tiny-sr" in other.stderr
+    assert other.returncode != 0 and "--preset tiny, not --preset tiny-sr" in other.stderr
     assert sorted(trained.rglob("*")) == before
 
 
