@@ -90,7 +90,7 @@ def class_and_guidance(names: list[str], value: str) -> tuple[gr.Dropdown, gr.Sl
     # Where samples look right to train/judge.py, as README shows: more guidance gains little.
     return gr.Dropdown(names, value=value, label="Class", interactive=some), gr.Slider(
         *GUIDANCES, value=5, step=0.5, label="Guidance", interactive=some,
-        info="How closely the class is followed; 1 is what was learned.",
+        info="How closely the class is followed; 1 is what was learned, 0 ignores it.",
     )
 
 
@@ -139,8 +139,9 @@ def build(tasks: Tasks) -> gr.Blocks:
                     image, _ = picture_input("Picture", "objects")
                     files = png_files()
             model.change(tasks.choose_completer, [model, name], [model, name, guidance, kept], **quiet)
-            for change in (demo.load, image.change):  # an example comes with its class
-                change(tasks.class_of, [image, model], name, **quiet)
+            of_example = gr.Textbox(visible=False)  # the class that an example came with
+            for change in (demo.load, image.change):
+                change(tasks.class_of, [image, model, name, of_example], [name, of_example], **quiet)
             connect(tasks.complete, "complete", image, widgets, model, *screen, files, name, guidance)
 
             with gr.Tab("Super-resolve"), gr.Row():

@@ -18,6 +18,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, a processor e
     torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """A process that a hanging test has ended is not started again: the run fails, and what was left for it is not run."""
+    if config.pluginmanager.hasplugin("xdist"):
+        config.option.maxworkerrestart = "0"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """With CI=true a skipped test is a failure: there, everything that a test needs is present."""

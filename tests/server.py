@@ -1,8 +1,10 @@
 """The demo as visitors meet it: `python app.py` in a process of its own, and its API as curl would use it."""
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -39,6 +41,7 @@ class Server:
             self.process = subprocess.Popen(
                 [sys.executable, "app.py", *map(str, arguments)],
                 cwd=root, env={**os.environ, **own, **environment}, stdout=log, stderr=subprocess.STDOUT,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
 
     @property
@@ -87,6 +90,11 @@ class Server:
 
     def forget_peak(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+
+def _end_with_parent() -> None:
+    """In a new process: SIGTERM when the one that started it has ended, be it without a word (a test that hung)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Listener:

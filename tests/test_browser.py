@@ -202,6 +202,13 @@ def test_an_example_comes_with_its_class_and_another_picture_with_none(visit, tm
     visitor.options("Class", choose="truck")
     visitor.press("Run")
     expect(visitor.text()).to_contain_text("truck, seed")
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "blue.png")
+    with visitor.page.expect_response(lambda response: "queue/join" in response.url):
+        visitor.upload("Picture", tmp_path / "blue.png")
+    visitor.press("Run")
+    expect(visitor.text()).to_contain_text("truck, seed")  # the visitor's own choice stays
+    visitor.page.locator(".gallery:visible button").nth(1).click()
+    expect(visitor.dropdown("Class")).to_have_value("automobile")
 
 
 # ---- the models to choose from ------------------------------------------------------------------------------

@@ -38,10 +38,10 @@ def test_new_blocks_stand_between_the_old_and_begin_to_learn_at_once():
     assert torch.equal(model.decoder[0].ffn.up.weight, before)
 
 
-@pytest.mark.parametrize("layers", [-2, 0, 1, 2, 3])
+@pytest.mark.parametrize("layers", [-2, 0, 1, 2, 3, 10_000])
 def test_layers_that_are_no_multiple_are_refused(layers, refusal):
     model = small("dmol", "class", layers=2)
-    assert refusal(deepened, model, layers).startswith("--layers must be a multiple of the model's 2 decoder layers, 4 or more,")
+    assert refusal(deepened, model, layers).startswith("--layers must be a multiple of the model's 2 decoder layers, from 4 to ")
 
 
 def test_a_block_of_the_paper_is_refused(refusal):
@@ -62,6 +62,16 @@ def test_a_run_with_layers(start, here, tmp_path, refusal):
     assert f"this run has no --layers, not --layers {2 * layers}. " in refusal(
         start, *again, "--layers", 2 * layers, output="shallow", steps=3
     )
+    (tmp_path / "shallow/run.json").unlink()  # its checkpoints still tell
+    assert f"this run has {layers} decoder layers, not {2 * layers}. " in refusal(
+        start, *again, "--layers", 2 * layers, output="shallow", steps=3
+    )
+
+
+def test_an_empty_name_is_refused(start, here, capsys):
+    with pytest.raises(SystemExit):
+        start("--data", "photos", init="")
+    assert "--init is empty." in capsys.readouterr().err
 
 
 def test_layers_go_with_init(start, here, capsys):

@@ -162,7 +162,7 @@ def test_what_cannot_be_judged(run, options, sentence):
 
 
 @pytest.mark.parametrize("option, sentence", [
-    (("--samples", 1), "--samples must be at least 2"), (("--temperatures", 0.9, 0), "above 0, got 0.9 0"),
+    (("--samples", 1), "--samples must be at least 2"), (("--temperatures", 0.9, 0), "from 1e-30 to 1e+30, got 0.9 0"),
     (("--guidances", 1, 21), "from 0 to 20, got 1.0 21.0"),
 ])
 def test_options_out_of_range(run, option, sentence, capsys):

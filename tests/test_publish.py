@@ -239,7 +239,7 @@ def test_a_card_of_celeba_keeps_to_its_terms(dry):
         (("generator", "me/x", "--data-name", "cifar10", *OWN[2:], *DRY), "--data-licence: that of CIFAR-10 is known"),
         (("generator", "me/x", "--data-name", "celeba", "--licence", "mit", *DRY), "CelebA leaves no choice"),
         (("generator", "me/x", *OWN[:3], "no\nline", *DRY), "--data-licence is a line of the card"),
-        (("generator", "me/x", *OWN, *DRY, "--temperature", 0), "--temperature must be above 0"),
+        (("generator", "me/x", *OWN, *DRY, "--temperature", 0), "--temperature must be from 1e-30 to 1e+30"),
         (("generator", "me/x", *OWN, *DRY, "--guidance", 21), "--guidance must be from 0 to 20"),
         (("upscaler", "me/x", *OWN, *DRY, "--guidance", 2), "no class that could be followed"),
         (("generator", "me/x", *OWN, *DRY, "--show-data"), "--show-data is for super-resolution"),

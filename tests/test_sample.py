@@ -230,7 +230,7 @@ def test_other_weights_and_other_sources_are_other_settings(run, refusal, files,
     "options, sentence",
     [
         (("generator", "--count", 0), "--count must be at least 1"),
-        (("generator", "--count", 2, "--temperature", "nan"), "--temperature must be above 0"),
+        (("generator", "--count", 2, "--temperature", 1e31), "--temperature must be from 1e-30 to 1e+30"),
         (("generator", "--count", 2, "--guidance", "nan"), "--guidance must be from 0 to 20"),
         (("generator", "--count", 2, "--guidance", 3, "--no-class"), "no class that could be followed"),
         (("plain", "--count", 2, "--guidance", 3), "no class that could be followed"),

@@ -11,6 +11,8 @@ import torch
 
 from imtx import ImageTransformer
 
+MOST_LAYERS = 1000  # more is a slip of the finger, and would only fill the memory
+
 # What a block adds to the stream comes out of these.
 LAST = ("attention.out.weight", "source_attention.out.weight", "ffn.down.weight")
 
@@ -20,9 +22,10 @@ def deepened(model: ImageTransformer, layers: int) -> ImageTransformer:
     old = model.config
     if old.family != "modern":
         raise SystemExit("--layers: a block of the paper normalises what it hands on, so none adds nothing. Leave --layers out.")
-    if layers <= old.layers or layers % old.layers:
+    if not old.layers < layers <= MOST_LAYERS or layers % old.layers:
         raise SystemExit(
-            f"--layers must be a multiple of the model's {old.layers} decoder layers, {2 * old.layers} or more, got {layers}."
+            f"--layers must be a multiple of the model's {old.layers} decoder layers, from {2 * old.layers} to "
+            f"{MOST_LAYERS}, got {layers}."
         )
     times, new = layers // old.layers, ImageTransformer(replace(old, layers=layers)).to(model.head.weight.dtype)
     weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("decoder.")}

@@ -27,7 +27,7 @@ import data
 from averaging import open_model
 from classifier import Classifier, predict
 from imtx import Config, ImageTransformer, draw
-from imtx.sampling import MOST_GUIDANCE
+from imtx.sampling import HOTTEST, MOST_GUIDANCE
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 
@@ -113,8 +113,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.samples < 2 or args.batch_size < 1:
         parser.error("--samples must be at least 2, --batch-size at least 1.")
-    if not all(math.isfinite(temperature) and temperature > 0 for temperature in args.temperatures):
-        parser.error(f"--temperatures must be above 0, got {' '.join(map(str, args.temperatures))}.")
+    if not all(1 / HOTTEST <= temperature <= HOTTEST for temperature in args.temperatures):
+        got = " ".join(map("{:g}".format, args.temperatures))
+        parser.error(f"--temperatures must be from {1 / HOTTEST:g} to {HOTTEST:g}, got {got}.")
     if not all(0 <= guidance <= MOST_GUIDANCE for guidance in args.guidances):
         parser.error(f"--guidances must be from 0 to {MOST_GUIDANCE}, got {' '.join(map(str, args.guidances))}.")
     return args

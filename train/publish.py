@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
 import re
 import sys
@@ -32,7 +31,7 @@ from averaging import open_model
 from imtx import PRESETS, ImageTransformer
 from imtx.checkpoint import Origin, find
 from imtx.images import save_png
-from imtx.sampling import MOST_GUIDANCE
+from imtx.sampling import HOTTEST, MOST_GUIDANCE
 from publishing import hub, licences, origins
 from publishing.card_text import body
 from publishing.cards import Entry, binding, task_of
@@ -90,8 +89,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{action.option_strings[0]} is a line of the card, and cannot be several.")
     args.temperature = 1.0 if args.temperature is None else args.temperature
     args.dtype = args.dtype or "fp32"
-    if not (math.isfinite(args.temperature) and args.temperature > 0):
-        parser.error(f"--temperature must be above 0, got {args.temperature}.")
+    if not 1 / HOTTEST <= args.temperature <= HOTTEST:
+        parser.error(f"--temperature must be from {1 / HOTTEST:g} to {HOTTEST:g}, got {args.temperature:g}.")
     args.guidance = 1.0 if args.guidance is None else args.guidance
     if not 0 <= args.guidance <= MOST_GUIDANCE:
         parser.error(f"--guidance must be from 0 to {MOST_GUIDANCE}, got {args.guidance}.")

@@ -34,7 +34,7 @@ from averaging import open_model
 from files import write_whole
 from imtx import ImageTransformer, draw
 from imtx.images import save_png, sheet
-from imtx.sampling import MOST_GUIDANCE, SEEDS
+from imtx.sampling import HOTTEST, MOST_GUIDANCE, SEEDS
 from likelihood import sources_of
 from processes import check_launch, told_by_the_launcher
 
@@ -62,8 +62,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("count", "batch_size", "file_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
-    if not (math.isfinite(args.temperature) and args.temperature > 0):
-        parser.error(f"--temperature must be above 0, got {args.temperature}.")
+    if not 1 / HOTTEST <= args.temperature <= HOTTEST:
+        parser.error(f"--temperature must be from {1 / HOTTEST:g} to {HOTTEST:g}, got {args.temperature:g}.")
     if not 0 <= args.guidance <= MOST_GUIDANCE:
         parser.error(f"--guidance must be from 0 to {MOST_GUIDANCE}, got {args.guidance}.")
     if not 0 <= args.seed <= SEEDS - args.count:

@@ -120,7 +120,13 @@ class Start:
         if args.preset is not None:
             return cls(PRESETS[args.preset])
         if args.resume is not None and (saved := sorted(args.output.glob("checkpoints/*/raw/config.json"))):
-            return cls(Config.load(saved[0]), origin=Origin(shortened(args.init), licence=before.get("init_licence")))
+            config = Config.load(saved[0])
+            if args.layers not in (None, config.layers):
+                raise SystemExit(
+                    f"--resume: this run has {config.layers} decoder layers, not {args.layers}. Go on with what it has, or "
+                    "choose another folder for --output."
+                )
+            return cls(config, origin=Origin(shortened(args.init), licence=before.get("init_licence")))
         model = open_model(args.init)
         if args.layers is not None:
             model = deepened(model, args.layers)

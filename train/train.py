@@ -81,6 +81,8 @@ def arguments() -> argparse.Namespace:
         parser.error("Give a budget: --max-steps, --max-minutes or both.")
     if args.layers is not None and args.init is None:
         parser.error("--layers goes with --init; a preset has its layers.")
+    if args.init == "":
+        parser.error("--init is empty. It takes a model folder, a bundled name or a Hub id.")
     given = args.init is not None
     before = noted(args.output) if args.resume is not None else {}  # a resumed run goes on with what it had
     for name, value in (DEFAULTS | {"learning_rate": RATES[given], "warmup": WARMUPS[given]}).items():

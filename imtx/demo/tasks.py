@@ -90,10 +90,17 @@ class Tasks:
         classes = _classes(names, class_name if class_name in names else requests.NO_CLASS)
         return gr.update(info=chosen.about), *classes, chosen.about_completing
 
-    def class_of(self, image, model) -> str:
-        """What a picture to complete shows, if it is an example and the model knows its class."""
+    def class_of(self, image, model, class_name, of_example) -> tuple[str, str]:
+        """The class for a new picture to complete, and whether it is an example's ("" if not).
+
+        An example comes with its class, if the model knows it, and takes it away again; what the visitor chose stays for
+        pictures of their own. of_example: the class that the picture before came with.
+        """
         name = requests.example(image, self.examples) if image is not None else None
-        return name if name in requests.one_of(self.generators, model).classes else requests.NO_CLASS
+        if name is not None:
+            name = name if name in requests.one_of(self.generators, model).classes else requests.NO_CLASS
+            return name, name
+        return requests.NO_CLASS if class_name == of_example else class_name, ""
 
     def choose_upscaler(self, model) -> dict:
         return gr.update(info=requests.one_of(self.upscalers, model).about)
