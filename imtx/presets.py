@@ -49,6 +49,7 @@ MODERN_PRESETS = {
     ),
     # What a CPU can train in hours: what the bundled weights are of.
     "cifar10-dmol-1d-small": Config(classes=CIFAR10_CLASSES, query_block=64, memory_block=128),
+    "cifar10-dmol-1d-small-deep": Config(classes=CIFAR10_CLASSES, query_block=64, memory_block=128, layers=12),
     "cifar10-cat-1d-small": Config(output="categorical", classes=CIFAR10_CLASSES, query_block=128, memory_block=256),
     "faces-sr-1d-small": Config(source_size=8, encoder_layers=2, layers=5, query_block=64, memory_block=128),
     "cifar10-sr-1d-small": Config(source_size=8, encoder_layers=2, layers=5, query_block=64, memory_block=128),
