@@ -116,6 +116,7 @@ def build(tasks: Tasks) -> gr.Blocks:
     names = choices(generator.classes)
     with gr.Blocks(title="Image Transformer", delete_cache=(3600, 3600)) as demo:
         gr.Markdown(ABOUT)
+        of_example = gr.Textbox(visible=False)  # the class that the picture to complete came with, if it is an example
         with gr.Tabs(overflow_behavior="wrap"):  # a menu would hide a tab on a phone whose style sheet comes late
             with gr.Tab("Generate"), gr.Row():
                 with gr.Column():
@@ -139,9 +140,9 @@ def build(tasks: Tasks) -> gr.Blocks:
                     image, _ = picture_input("Picture", "objects")
                     files = png_files()
             model.change(tasks.choose_completer, [model, name], [model, name, guidance, kept], **quiet)
-            of_example = gr.Textbox(visible=False)  # the class that an example came with
-            for change in (demo.load, image.change):
-                change(tasks.class_of, [image, model, name, of_example], [name, of_example], **quiet)
+            gr.on(
+                [demo.load, image.change], tasks.class_of, [image, model, name, of_example], [name, of_example], **quiet
+            )
             connect(tasks.complete, "complete", image, widgets, model, *screen, files, name, guidance)
 
             with gr.Tab("Super-resolve"), gr.Row():
@@ -161,8 +162,9 @@ def build(tasks: Tasks) -> gr.Blocks:
                     )
                     files = png_files()
             model.change(tasks.choose_upscaler, model, model, **quiet)
-            for change in (demo.load, picture.change, zoom.change, x.change, y.change, model.change):
-                change(tasks.frame, [picture, zoom, x, y, model], image, **quiet)
+            # One listener: with one for each of them an answer to what came earlier might arrive last.
+            changes = [demo.load, picture.change, zoom.change, x.change, y.change, model.change]
+            gr.on(changes, tasks.frame, [picture, zoom, x, y, model], image, **quiet)
             connect(tasks.super_resolve, "super_resolve", image, widgets, model, *screen, files)
 
         with gr.Accordion("How it works", open=False):

@@ -4,6 +4,7 @@ Chromium through Playwright. What a canvas shows is read from its `data-n`, the 
 """
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -172,6 +173,35 @@ def test_framing_a_portrait(visit, tmp_path):
         crop = changed
     visitor.run()
     assert visitor.wait_until_drawn()
+
+
+def test_an_answer_that_comes_late_does_not_undo_a_later_choice(visit, tmp_path):
+    rows = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3))
+    Image.fromarray(np.ascontiguousarray(rows)).save(tmp_path / "ramp.png")
+    visitor = visit()
+    visitor.open("Super-resolve")
+    visitor.page.get_by_role("button", name=re.compile("Frame the face")).click()
+    expect(visitor.number("Zoom")).to_be_visible()
+    visitor.page.evaluate("""() => {
+        const send = fetch;
+        window.fetch = async (url, options) => {  // holds the first question about the picture until `release` is called
+            if (String(url).includes('/queue/join') && String(options.body).includes('ramp.png')) {
+                window.fetch = send;
+                await new Promise((resolve) => window.release = resolve);
+            }
+            return send(url, options);
+        };
+    }""")
+    visitor.upload("Portrait or object", tmp_path / "ramp.png")
+    visitor.page.wait_for_function("() => window.release")
+    visitor.set("Zoom", 4)
+    visitor.page.wait_for_timeout(1000)  # time enough to overtake
+    visitor.page.evaluate("release()")
+    visitor.page.wait_for_timeout(1000)
+    until = time.monotonic() + 20
+    while np.ptp(visitor.preview()[:, :, 0]) > 80:  # a quarter of the ramp
+        assert time.monotonic() < until
+        visitor.page.wait_for_timeout(100)
 
 
 def test_examples(visit):

@@ -1,5 +1,6 @@
 """The demo's page as a visitor in a browser meets it: Chromium through Playwright."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,9 @@ class Visitor:
         return np.array(data, np.uint8).reshape(height, width, 4)[:, :, :3]
 
     def preview_source(self) -> str:
-        return self.picture("What becomes").locator("img").get_attribute("src")
+        image = self.picture("What becomes").locator("img")
+        expect(image).to_have_attribute("src", re.compile("crop.png"))  # before, it is the example as the page came with it
+        return image.get_attribute("src")
 
     def wait_for_another_preview(self, old: str, source_size: int = 8) -> np.ndarray:
         expect(self.picture("What becomes").locator("img")).not_to_have_attribute("src", old)
