@@ -114,8 +114,11 @@ def test_the_bundled_weights_agree(name):
     assert_same_pictures(model, [0, 1], **condition)
     pixels = draw(model, [0, 1], **condition)
     found = model.output.log_prob(parameters(model, pixels, **condition), model.targets(pixels))
+    # Trained scales are narrow and these models deep: in float32 PyTorch's own rounding is up to 1e-4, and not the step's fault.
+    exact = ImageTransformer.from_pretrained(name).double()
+    condition = {name: value.double() if value.is_floating_point() else value for name, value in condition.items()}
     with torch.no_grad():
-        difference = (found - model.log_prob(pixels, **condition)).abs()
+        difference = (found - exact.log_prob(pixels, **condition)).abs()
     assert difference.max() <= MARGIN
 
 
