@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from gradio_client import Client
 
 from imtx import PRESETS, Config, ImageTransformer
 from server import ROOT, Listener, Server, copy_of_app
@@ -53,6 +54,11 @@ def app(outside, tmp_path_factory):
     with Server(tmp_path_factory.mktemp("app"), HF_ENDPOINT=outside.url, **proxies) as server:
         assert "not loaded" not in server.log, server.log
         yield server
+
+
+@pytest.fixture(scope="session")
+def client(app, tmp_path_factory):
+    return Client(app.url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
 
 
 @pytest.fixture(scope="session")

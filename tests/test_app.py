@@ -1,112 +1,18 @@
-"""The running demo through its API: what it yields, what it refuses and how."""
+"""The running demo through its API: what it yields, and the pictures that it takes."""
 
-import contextlib
-import ctypes
 import io
 import json
-import os
 import urllib.request
 
 import numpy as np
 import pytest
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
+from gradio_client import handle_file
 from PIL import Image
 
-from server import ROOT, Listener, call, drawn, pictures_in, reference, upload
+from app_client import CAT, FACE, PIXELS, SIZE, assert_whole_run, begin, encode, noise, png, read_png, run
+from server import call, drawn, pictures_in, reference, upload
 
 pytest_plugins = "app_fixtures"
-
-EXAMPLES = ROOT / "assets" / "examples"
-CAT, FACE = EXAMPLES / "objects" / "cat.png", EXAMPLES / "faces" / "hopper.jpg"
-FILE = {"_type": "gradio.FileData"}  # what clients put into "meta"
-SIZE, PIXELS = 32, 1024
-
-
-@pytest.fixture(scope="session")
-def client(app, tmp_path_factory):
-    return Client(app.url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
-def run(client, task: str, *arguments) -> list[tuple[dict, list[str] | None, int]]:
-    """Everything that a run yields. Raises AppError with its refusal."""
-    job = client.submit(*arguments, api_name=f"/{task}")
-    outputs = list(job)
-    job.result()  # raises what the loop over a job keeps to itself
-    return outputs
-
-
-def begin(client, task: str, *arguments) -> dict:
-    """A run up to its first new pixels, then cancelled: the canvas's value by then."""
-    job = client.submit(*arguments, api_name=f"/{task}")
-    for value, _, _ in job:
-        if drawn(value):
-            job.cancel()
-            return value
-    raise AssertionError(f"{task} drew nothing: {job.exception()}")
-
-
-def assert_goes_on(client) -> None:
-    """The app still works after what just happened to it."""
-    begin(client, "complete", handle_file(CAT), 1.0, 1, 1)
-
-
-def assert_sentence(message: object) -> None:
-    """What a visitor may read: one or two short sentences on one line, with no path of the server and no traceback."""
-    assert isinstance(message, str) and message, message
-    assert message.endswith(".") and len(message) < 200, message
-    for word in ("/", "\\", "\n", "Traceback", "Error", ".py"):
-        assert word not in message, message
-
-
-def assert_sentence_or_nothing(message: object) -> None:
-    """Gradio itself refuses some input before the app sees it, without a word."""
-    if message is not None:
-        assert_sentence(message)
-
-
-MORE = {"generate": [1], "complete": ["no class", 1], "super_resolve": []}  # what follows the parameters of all tasks
-
-
-def refusal(url: str, task: str, data: list | str) -> str:
-    """The message of a call that ends in an error, before anything was yielded. data: up to the model, or a whole body."""
-    (event, answer), = call(url, task, data if isinstance(data, str) else data + MORE[task])
-    assert event == "error", (event, answer)
-    return answer["error"]
-
-
-def read_png(path: str, size: int = SIZE) -> np.ndarray:
-    with Image.open(path) as image:
-        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (size, size))
-        return np.array(image)
-
-
-def assert_whole_run(outputs, count: int, new: int, seed: int | None = None, size: int = SIZE) -> np.ndarray:
-    """A run's outputs are as promised; its pictures: (count, size, size, 3) uint8."""
-    steps = [drawn(value) for value, _, _ in outputs]
-    parts = sorted({n for n in steps if 0 < n < new})
-    assert steps == sorted(steps) and steps[-1] == new
-    assert len(parts) >= 16, steps
-    assert {4 * n // new for n in parts} == {0, 1, 2, 3}, steps  # in each quarter of the run
-    assert any(steps[:3]), steps  # the first new pixels come at once
-    assert len({value["run"] for value, _, _ in outputs}) == 1
-    assert len({used for _, _, used in outputs}) == 1 and outputs[0][2] in (range(2**32) if seed is None else [seed])
-    assert not any(files for _, files, _ in outputs[:-1])
-    value, files, _ = outputs[-1]
-    assert value["count"] == len(files) == count
-    pictures = np.stack([read_png(path, size) for path in files])
-    assert np.array_equal(pictures, pictures_in(value))  # exact, and in order
-    return pictures
 
 
 # ---- what it yields -----------------------------------------------------------------------------------------
@@ -224,12 +130,6 @@ def test_classes(client):
 # ---- pictures that it takes ---------------------------------------------------------------------------------
 
 
-def encode(image: Image.Image, form: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
 def odd_pictures() -> dict[str, tuple[bytes, np.ndarray]]:
     """By file name: unusual pictures, and the 32x32 RGB that they mean."""
     rgb = noise(SIZE, SIZE, 3)
@@ -260,150 +160,3 @@ def test_odd_pictures_are_taken(client, tmp_path, name):
     value = begin(client, "complete", handle_file(tmp_path / name), 1.0, 1, 1)
     assert np.array_equal(reference(value, "Truth"), expected)
     assert np.array_equal(pictures_in(value)[0, : SIZE // 2], expected[: SIZE // 2])
-
-
-# ---- what it refuses ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("task", ["complete", "super_resolve"])
-@pytest.mark.parametrize("name, content, says", [
-    ("text.png", b"This is no picture.", "not a picture"),
-    ("empty.png", b"", "not a picture"),
-    ("cut.png", png(noise(64, 64, 3))[:6000], "cut short"),
-    ("drawing.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture"),
-])
-def test_files_that_are_no_pictures(client, tmp_path, task, name, content, says):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(AppError) as error:
-        run(client, task, handle_file(tmp_path / name), 1.0, 1, 1)
-    assert_sentence(str(error.value))
-    assert says in str(error.value)
-    assert_goes_on(client)
-
-
-def test_a_bomb_is_not_decoded(app, client):
-    bomb = encode(Image.new("1", (12_000, 12_000)), "png")
-    assert len(bomb) < 30_000
-    assert_goes_on(client)  # whatever the first picture costs is paid
-    app.forget_peak()
-    before = app.memory("VmRSS")
-    for task in ("complete", "super_resolve"):
-        message = refusal(app.url, task, [upload(app.url, "bomb.png", bomb), 1.0, 1, 1, None])
-        assert_sentence(message)
-        assert "12000x12000" in message
-    assert app.memory("VmHWM") - before < 200e6
-    assert_goes_on(client)
-
-
-@contextlib.contextmanager
-def opened(path):
-    """Yields a function that says whether anybody has opened the file since."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    watch = libc.inotify_init1(os.O_NONBLOCK)
-    assert watch >= 0 and libc.inotify_add_watch(watch, os.fsencode(path), 0x20) >= 0  # IN_OPEN
-
-    def heard() -> bool:
-        try:
-            return bool(os.read(watch, 4096))
-        except BlockingIOError:
-            return False
-
-    try:
-        yield heard
-    finally:
-        os.close(watch)
-
-
-@pytest.mark.parametrize("task", ["complete", "super_resolve"])
-@pytest.mark.parametrize("meta", [{}, {"meta": FILE}], ids=["bare", "meta"])
-def test_files_that_nobody_uploaded(app, client, tmp_path, task, meta):
-    secret = tmp_path / "secret.png"
-    secret.write_bytes(png(noise(SIZE, SIZE, 3)))
-    sent = upload(app.url, "mine.png", png(noise(SIZE, SIZE, 3)))["path"]
-    climbing = f"{os.path.dirname(sent)}/{os.path.relpath(secret, os.path.dirname(sent))}"
-    with opened(secret) as heard:
-        for path in (str(secret), climbing):
-            message = refusal(app.url, task, [{"path": path, **meta}, 1.0, 1, 1, None])
-            (assert_sentence_or_nothing if meta else assert_sentence)(message)
-        assert not heard()
-        secret.read_bytes()
-        assert heard()
-    assert_goes_on(client)
-
-
-def test_a_file_of_the_app_is_not_a_picture_of_the_visitor(app):
-    path = str(ROOT / "assets" / "gallery" / "generate.png")
-    assert_sentence(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1, None]))
-    assert_sentence_or_nothing(refusal(app.url, "complete", [path, 1.0, 1, 1, None]))
-
-
-@pytest.mark.parametrize("meta", [{}, {"meta": FILE}], ids=["bare", "meta"])
-def test_addresses_are_not_fetched(app, client, outside, meta):
-    asked = outside.connections
-    with Listener() as listener:
-        for picture in ({"path": f"{listener.url}/x.png"}, {"path": "x.png", "url": f"{listener.url}/x.png"}):
-            message = refusal(app.url, "complete", [{**picture, **meta}, 1.0, 1, 1, None])
-            (assert_sentence_or_nothing if meta else assert_sentence)(message)
-        assert not listener.connections
-    outside.connections = asked  # gradio looks the address up, which is no doing of the app
-    assert_goes_on(client)
-
-
-def test_odd_paths(app, client):
-    for path in ("", "nowhere.png", "a\0b", "\ud800", "x" * 5000, "/", "/etc/passwd", "..", "../../app.py", None):
-        assert_sentence(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1, None]))
-    for path in (3, [], {"path": "x.png"}):
-        assert_sentence_or_nothing(refusal(app.url, "complete", [{"path": path}, 1.0, 1, 1, None]))
-    assert_goes_on(client)
-
-
-def test_no_picture(app, client):
-    for task in ("complete", "super_resolve"):
-        assert_sentence(refusal(app.url, task, [None, 1.0, 1, 1, None]))
-        for nothing in ({}, "", 3, []):
-            assert_sentence_or_nothing(refusal(app.url, task, [nothing, 1.0, 1, 1, None]))
-        with pytest.raises(AppError) as error:
-            run(client, task, None, 1.0, 1, 1)
-        assert_sentence(str(error.value))
-    assert_goes_on(client)
-
-
-NUMBERS = {  # as JSON, which knows no NaN, but Python's does
-    "temperature": [
-        "0", "-1", "NaN", "Infinity", "1e300", "1e999", "1" + "0" * 400, "2.01", '"1"', "true", "null", "[1]",
-    ],
-    "count": ["0", "-1", "1000", "2.5", "9", "NaN", "1e300", "1" + "0" * 400, '"2"', "true", "null", "[1]"],
-    "guidance": ["-1", "10.5", "NaN", "1e300", '"3"', "true", "null", "[1]"],
-    "seed": ["-1", "4294967296", "0.5", "NaN", "1e300", "1" + "0" * 400, '"7"', "true", "[1]"],
-}
-
-
-@pytest.mark.parametrize("field", NUMBERS)
-def test_odd_numbers(app, client, field):
-    place = ["temperature", "count", "seed", "model", "guidance"].index(field)
-    for number in NUMBERS[field]:
-        numbers = ["1.0", "1", "1", "null", "3"]
-        numbers[place] = number
-        message = refusal(app.url, "generate", f'{{"data": ["cat", {", ".join(numbers)}]}}')
-        assert_sentence(message)
-        assert field in message.lower() or (field, "samples" in message) == ("count", True), message
-        begin(client, "generate", "cat", 1.0, 1, 1)
-
-
-def test_odd_numbers_elsewhere(app, client):
-    picture = upload(app.url, "cat.png", CAT.read_bytes())
-    for task in ("complete", "super_resolve"):
-        for numbers in ([0, 1, 1], [1, 0, 1], [1, 1, -1], [None, 1, 1]):
-            assert_sentence(refusal(app.url, task, [picture, *numbers, None]))
-    with pytest.raises(AppError, match="Temperature") as error:
-        run(client, "generate", "cat", 5, 1, 1)
-    assert_sentence(str(error.value))
-    assert_goes_on(client)
-
-
-@pytest.mark.parametrize("name", ["zebra", "Cat", "", 3, None, ["cat"], {"cat": 1}, "<b>cat</b>" * 1000])
-def test_unknown_classes(app, client, name):
-    message = refusal(app.url, "generate", [name, 1.0, 1, 1, None])
-    assert_sentence(message)
-    assert "cat" in message and "truck" in message  # it says what there is
-    begin(client, "generate", "cat", 1.0, 1, 1)

@@ -16,12 +16,12 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from safetensors.torch import save_file
 
+from app_client import CAT, FACE, PIXELS, assert_sentence, assert_whole_run, opened, refusal, run
 from imtx import PRESETS, CheckpointError, Config, ImageTransformer, checkpoint, draw, pixel_order, whole_rows
 from imtx.demo import models
 from imtx.demo.tasks import Tasks
 from imtx.images import area_means, square_crop
 from server import ROOT, Listener, Server, reference, upload
-from test_app import CAT, FACE, PIXELS, assert_sentence, assert_whole_run, opened, refusal, run
 
 pytest_plugins = "app_fixtures"
 

@@ -10,11 +10,11 @@ from gradio_client import Client, handle_file
 from playwright.sync_api import expect
 
 import app as demo
+from app_client import FACE, run
 from imtx import fast
 from imtx.demo import tasks
 from imtx.demo.models import Installed
 from server import ROOT, pictures_in
-from test_app import FACE, run
 from visitor import PIXELS, TABS
 
 pytest_plugins = "app_fixtures", "browser_fixtures"
