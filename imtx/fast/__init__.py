@@ -21,7 +21,7 @@ from ..model import Context, ImageTransformer
 from .buffers import Buffers
 from .lanes import Lanes, drawing
 
-IMAGES_A_GROUP = 8
+IMAGES_A_GROUP = 4
 PIXELS_A_CALL = 32  # after so many, a generator that was closed gets to stop
 PIXELS_IN_FIRST_CALL = 4  # by one thread, to see whether two are faster
 
