@@ -24,8 +24,7 @@ from imtx.checkpoint import Origin
 from imtx.costs import forward_flops
 from publishing import origins
 from publishing.records import RUN, Training, shortened
-
-WARMUPS = {"preset": "100", "init": "20"}  # steps, as in train.py
+from train import WARMUPS
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def main() -> None:
     record, found, budget = args.output / "compare.json", {}, 0
     if record.exists() and json.loads(record.read_text()) != asked:
         raise SystemExit(f"{record} is of other options. Choose another folder for --output.")
-    warmup = WARMUPS["preset" if args.preset else "init"]
+    warmup = str(WARMUPS[args.init is not None])  # each begins with --init: of fresh weights, too
     for number, (told, variant) in enumerate(chosen.items()):
         beginning = args.output / f"{number}-start"
         flops = start(replace(config, **variant.config), args, beginning)
