@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from test_train import ROOT, altered, assert_equal, data, last_line, run, train, trained, weights  # noqa: F401, two are fixtures
 
 from checkpoints import PROGRESS, Checkpoints, step_of
@@ -223,6 +224,54 @@ def test_a_resumed_run_goes_on_at_its_rate_unless_told_and_tells_all_its_command
     assert "1e-4" in commands()[0] and "2e-4" in commands()[2]
     ended = run(script, *options, "--max-steps", 8, "--resume", "before-decay", "--learning-rate", "2e-4")
     assert len(commands()) == 3  # the last one once more, from elsewhere
+
+
+@pytest.mark.parametrize("file, content, wrong", [
+    ("optimizer.bin", b"cut", "optimizer.bin has 3 bytes in place of"),
+    (PROGRESS, b"", f"{PROGRESS} has 0 bytes in place of"),
+    ("ema/model.safetensors", None, "ema/model.safetensors is missing"),
+    ("sizes.json", b"", "sizes.json cannot be read"),
+])
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(file, content, wrong, data, trained, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(trained, output)
+    damaged = output / "checkpoints/step-00000008"
+    (damaged / file).unlink()
+    if content is not None:
+        (damaged / file).write_bytes(content)
+    options = ("--preset", "tiny", "--data", data, "--output", output, "--max-steps", 10, "--batch-size", 4)
+    refused = run(data.with_name("small.py"), *options, "--resume", "latest")
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert f"{damaged} is damaged: {wrong}" in refused.stderr
+    assert "Remove that folder; step-00000004, before-decay is left whole." in refused.stderr
+    assert train(data, output, *options[6:8], "--resume", "step-00000004")["steps"] == 10
+
+
+def test_one_folder_is_trained_in_by_one_process_at_a_time(data, trained, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(trained, output)
+    with FileLock(output / ".lock"):
+        before = sorted(output.rglob("*"))
+        refused = run(data.with_name("small.py"), "--preset", "tiny", "--data", data, "--output", output, "--max-steps", 9,
+                      "--batch-size", 4, "--resume", "latest")
+        assert refused.returncode == 1 and "another process trains there" in refused.stderr
+        assert "Traceback" not in refused.stderr and sorted(output.rglob("*")) == before
+    assert train(data, output, "--max-steps", 9, "--resume", "latest")["steps"] == 9
+
+
+def test_ctrl_c_in_the_last_validation_is_told_in_a_sentence(data, tmp_path):
+    slow = altered(tmp_path / "slow.py", """
+import run
+def bits_per_dim(model, images):
+    if len(images) == 12:
+        os.kill(os.getpid(), 2)
+    return 1.0
+run.bits_per_dim = bits_per_dim
+""")
+    done = run(slow, "--preset", "tiny", "--data", data, "--output", tmp_path / "run", "--max-steps", 2, "--batch-size", 4,
+               "--validation", 12)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("Interrupted. --resume latest goes on from the last checkpoint in")
 
 
 def test_a_run_killed_while_its_model_is_replaced_has_it_back_when_it_goes_on(data, tmp_path):

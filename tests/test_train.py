@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -134,7 +135,7 @@ def test_a_run_leaves_a_model_a_log_and_sample_sheets(trained):
 def test_a_checkpoint_holds_the_trained_weights_and_their_average_as_models_and_nothing_twice(trained):
     folder = trained / "checkpoints/step-00000008"
     assert {path.name for path in folder.iterdir()} == {
-        "raw", "ema", "optimizer.bin", "optimizer_1.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"
+        "raw", "ema", "optimizer.bin", "optimizer_1.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl", "sizes.json"
     }
     assert (folder / "custom_checkpoint_0.pkl").stat().st_size < 10_000  # progress, no weights
     for name in ("raw", "ema"):
@@ -156,11 +157,27 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(data, trained):
     assert sorted(trained.rglob("*")) == before
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(data, tmp_path):
-    done = run(data.with_name("small.py"), "--preset", "tiny", "--data", data, "--output", tmp_path, "--max-steps", 9,
-               "--validation", 4, "--batch-size", 4, "--learning-rate", 1e30)
-    assert done.returncode != 0 and "The loss is nan" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "model").exists() and not list(tmp_path.glob("checkpoints/*"))
+@pytest.mark.parametrize("options, told", [
+    (("--max-steps", 40), "The loss of step 3 is no number."),  # it looks at step 34, before the rate falls
+    (("--max-steps", 40, "--every", 2), "After step 2 validation gives nan."),  # though that step's loss was a number
+    (("--max-steps", 2, "--schedule", "cosine"), "After step 2 the model has no likelihood that is a number."),
+])
+def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(options, told, data, tmp_path):
+    done = run(data.with_name("small.py"), "--preset", "tiny", "--data", data, "--output", tmp_path, *options,
+               "--validation", 4, "--batch-size", 4, "--warmup", 1, "--learning-rate", 1e30)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]  # on a line of its own, below the bar
+    assert last == f"{told} There is no checkpoint yet: begin anew with a lower --learning-rate."
+    assert not (tmp_path / "model").exists() and not list(tmp_path.glob("checkpoints/[!.]*"))
+
+
+def test_a_run_that_diverges_names_its_last_good_checkpoint(data, trained, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(trained, output)
+    spoilt = run(data.with_name("small.py"), "--preset", "tiny", "--data", data, "--output", output, "--max-steps", 20,
+                 "--batch-size", 4, "--every", 1, "--keep", 3, "--resume", "latest", "--learning-rate", 1e30)
+    assert spoilt.returncode == 1 and "The last good checkpoint is step-00000009: go on from it" in spoilt.stderr
+    assert {int(path.name[-2:]) for path in output.glob("checkpoints/step-*")} == {4, 8, 9}  # 10 is not good
 
 
 def test_training_learns(data, tmp_path):

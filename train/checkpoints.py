@@ -3,6 +3,7 @@
     step-00001000/raw, step-00001000/ema   the trained weights and their moving average: ordinary model folders, in float32
     step-00001000/*                        accelerate's: optimizers, random states of each process, progress, fp16's scaler;
                                            under FSDP the weights once more, which it insists on
+    step-00001000/sizes.json               bytes of each file, written last: what a disk has lost since is noticed
     before-decay/                          the same, of the step at which the rate began to fall
 
 Those that came after the one that a run went on from are in OUTPUT/former-N/checkpoints.
@@ -10,6 +11,7 @@ Those that came after the one that a run went on from are in OUTPUT/former-N/che
 
 import copy
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -26,6 +28,8 @@ from imtx import ImageTransformer
 from processes import whole
 from publishing.origins import PROGRESS
 
+SIZES = "sizes.json"
+
 
 class Checkpoints:
     """All processes call `save` and `load`; the main one alone writes weights, renames and removes."""
@@ -40,8 +44,9 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"))
 
     def in_order(self) -> list[Path]:
-        """All that there is to resume from, the last one last."""
-        return sorted((file.parent for file in self.folder.glob(f"[!.]*/{PROGRESS}")), key=lambda f: (step_of(f), f.name))
+        """All that there is to resume from, undamaged, the last one last."""
+        found = (file.parent for file in self.folder.glob(f"[!.]*/{PROGRESS}"))
+        return sorted((folder for folder in found if not damage(folder)), key=lambda folder: (step_of(folder), folder.name))
 
     def in_use(self) -> bool:
         """Whether there is something to resume from, be it only after `tidy`."""
@@ -70,6 +75,7 @@ class Checkpoints:
         self.accelerator.save_state(str(temporary))  # the folder is new: `tidy` saw to that
         self.accelerator.wait_for_everyone()  # each process writes random states of its own
         if self.accelerator.is_main_process:
+            seal(temporary)
             if final.exists():  # of a run that was prolonged: it stays until the new one has its name
                 os.replace(final, aside)
                 os.replace(temporary, final)
@@ -80,7 +86,15 @@ class Checkpoints:
                 self._remove(old)
 
     def find(self, name: str) -> Path:
-        """The folder of that name, "latest" for the last one. Raises SystemExit with a sentence if there is none."""
+        """The folder of that name, "latest" for the last one. Raises SystemExit with a sentence if there is none.
+
+        Nothing damaged is passed over: it may be the latest.
+        """
+        damaged = {folder: wrong for folder in self.folder.glob("[!.]*") if (wrong := damage(folder))}
+        for folder, wrong in damaged.items():
+            if name in ("latest", folder.name):
+                whole_ones = ", ".join(other.name for other in self.in_order()) or "nothing"
+                raise SystemExit(f"--resume {name}: {folder} is damaged: {wrong}. Remove that folder; {whole_ones} is left whole.")
         there = self.in_order()
         if not there:
             raise SystemExit(f"--resume {name}: {self.folder} holds no checkpoint yet. Leave --resume out to begin.")
@@ -152,6 +166,33 @@ class Checkpoints:
     def _load_weights(self, wrapped: list, folder: str) -> None:
         """accelerate's hook before it loads: it fills the modules left in `wrapped`."""
         wrapped.clear()
+
+
+def seal(folder: Path) -> None:
+    """Notes the size of each file, and has all of them on the disk before this returns. Raises OSError."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+    (folder / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
+    for file in (*files, folder / SIZES):
+        with open(file, "rb+") as opened:
+            os.fsync(opened.fileno())
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None: nothing, or it is of a time before sizes were noted."""
+    if not (checkpoint / SIZES).exists():
+        return None
+    try:
+        sizes = json.loads((checkpoint / SIZES).read_text())
+    except ValueError:
+        return f"{SIZES} cannot be read"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.exists():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes in place of {size:,}"
+    return None
 
 
 def step_of(checkpoint: Path) -> int:

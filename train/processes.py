@@ -35,6 +35,8 @@ def told_by_the_launcher(main):
             if isinstance(refusal.code, str) and (report := os.environ.get("TORCHELASTIC_ERROR_FILE")):
                 Path(report).write_text(json.dumps({"message": refusal.code, "timestamp": int(time.time())}))
             raise
+        except KeyboardInterrupt:  # outside train.py's loop, which ends with a checkpoint
+            raise SystemExit("Interrupted.") from None
 
     return told
 

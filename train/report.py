@@ -3,7 +3,6 @@
 import datetime
 import importlib.util
 import json
-import math
 from functools import wraps
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from imtx.costs import forward_flops, matmul_rate
 from imtx.images import save_png, sheet
 from likelihood import sources_of
 
+LOSSES_A_LINE, SECONDS_A_LINE = 50, 10  # between two lines of the log, and two texts of the bar: whichever is first
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,6 +40,8 @@ def in_a_sentence(method):
             return method(run)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
+        except KeyboardInterrupt:  # in the last validation; the loop ends with a checkpoint
+            raise SystemExit(f"Interrupted. --resume latest goes on from the last checkpoint in {run.args.output}.") from None
         except RuntimeError as error:
             if "inline_container" not in str(error):  # which is where torch.save cannot write
                 raise
@@ -69,6 +71,10 @@ class Report:
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not main, bar_format="{n_fmt}/{total_fmt} steps{postfix}")
         self.since = (step, seconds, share)
 
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
     def forget_after(self, step: int) -> None:
         """Log and sheets of a run that goes on from there, as it comes to the later steps once more. For the main process."""
         if (log := self.output / "log.jsonl").exists():
@@ -83,19 +89,21 @@ class Report:
         self.losses.append(loss)
         self.bar.update()
 
-    def losses_to(self, step: int, seconds: float, share: float) -> None:
-        """Logs the mean loss and the speed since the last report. Called before anything is saved: no NaN gets into it.
+    def due(self, seconds: float) -> bool:
+        """Whether it is time for another line, at so many seconds of training; the same for all processes."""
+        return len(self.losses) == LOSSES_A_LINE or seconds - self.since[1] >= SECONDS_A_LINE
 
-        share: of the budget that is used up. Raises SystemExit, on all processes, if the loss is no number.
+    def losses_to(self, step: int, seconds: float, share: float) -> int | None:
+        """Logs the mean loss and the speed since the last report.
+
+        share: of the budget that is used up. Returns the first step whose loss is no number, and then logs nothing.
         """
         if not self.losses:
-            return
-        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        if not math.isfinite(loss):
-            raise SystemExit(
-                f"The loss is {loss} by step {step}. Resume from the last good checkpoint, --resume latest, with a lower "
-                "--learning-rate."
-            )
+            return None
+        losses = self.accelerator.reduce(torch.stack(self.losses), "mean")
+        if wrong := (~losses.isfinite()).nonzero().flatten().tolist():
+            return self.since[0] + wrong[0] + 1
+        loss = losses.mean().item()
         steps, passed = step - self.since[0], max(seconds - self.since[1], 1e-9)
         rate = steps * self.batch_size / passed  # images a second, over all processes
         # At the recent pace: a run that was stopped may go on at another one.
@@ -104,6 +112,7 @@ class Report:
         self.bar.set_postfix_str(f"{loss:.3f} bits/dim, {rate:.1f} images/s, MFU {mfu:.1%}, {left} left")
         self.log(step, seconds, bits_per_dim=loss, images_per_second=round(rate, 1), mfu=round(mfu, 4))
         self.losses, self.since = [], (step, seconds, share)
+        return None
 
     def log(self, step: int, seconds: float, **entry) -> None:
         """A line of log.jsonl, a line above the bar, and numbers for the trackers."""

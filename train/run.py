@@ -11,6 +11,7 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
+from filelock import FileLock, Timeout
 from torch import nn
 
 import data
@@ -27,7 +28,7 @@ from report import Report, in_a_sentence, require_tracker
 from start import CHANGEABLE, SETTINGS, Start, changes, check_data, check_settings, commands, noted
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
-LOSSES_A_LINE = 50  # steps between two lines of the log
+LOOKED_AT = 8  # held-out images that averaged weights must have a likelihood for, before they are saved
 
 
 def check_batch(accelerator: Accelerator, args: argparse.Namespace) -> None:
@@ -132,11 +133,17 @@ class Run:
             raise SystemExit(
                 f"{args.output} holds a run already: --resume latest goes on with it, or choose another folder for --output."
             )
+        if args.resume is not None and not self.checkpoints.in_use():
+            self.checkpoints.find(args.resume)  # says so, and makes no folder
         try:
             (args.output / "samples").mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(args.output / ".lock")  # the system unlocks it when this process is gone, however it ends
+            self.lock.acquire(timeout=0)
             if args.resume is None:
                 self.note()
             self.checkpoints.tidy()
+        except Timeout as error:
+            raise SystemExit(f"{args.output}: another process trains there. Wait for its end, or choose another folder.") from error
         except OSError as error:
             raise SystemExit(f"{args.output} cannot be written to: {error.strerror}. Choose another folder.") from error
 
@@ -200,10 +207,31 @@ class Run:
         self.report.log(self.progress.step, self.progress.seconds, **entry)
 
     def log_losses(self) -> None:
-        self.report.losses_to(self.progress.step, self.progress.seconds, self.progress.share(self.args))
+        wrong = self.report.losses_to(self.progress.step, self.progress.seconds, self.progress.share(self.args))
+        if wrong is not None:
+            self.diverged(f"The loss of step {wrong:,} is no number.")
+
+    def check_weights(self) -> None:
+        """Before anything is saved: weights may be spoilt although the step that made them had a loss. All processes call."""
+        first = tuple(None if t is None else t[:: self.args.accumulate] for t in self.batch())  # of the step to come
+        self.likelihood.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            loss = self.accelerator.reduce(self.likelihood(*first).mean(), "mean").item()
+        self.likelihood.train()
+        if not math.isfinite(loss + bits_per_dim(self.average.model, self.held_out[:LOOKED_AT])):
+            self.diverged(f"After step {self.progress.step:,} the model has no likelihood that is a number.")
+
+    def diverged(self, told: str) -> None:
+        """Ends the run."""
+        there = self.checkpoints.in_order()
+        after = "There is no checkpoint yet: begin anew"
+        if there:
+            after = f"The last good checkpoint is {there[-1].name}: go on from it, --resume {there[-1].name},"
+        raise SystemExit(f"{told} {after} with a lower --learning-rate.")
 
     def save_checkpoint(self, name: str | None = None) -> None:
         self.log_losses()
+        self.check_weights()
         self.checkpoints.save(name or f"step-{self.progress.step:08d}")
 
     def resume(self) -> None:
@@ -233,6 +261,14 @@ class Run:
 
     @in_a_sentence
     def train(self) -> None:
+        try:
+            self.loop()
+        finally:
+            self.report.close()  # what is said at the end begins on a line of its own
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # nothing after the loop waits for the flag
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def loop(self) -> None:
         args, progress = self.args, self.progress
         if args.resume is not None:
             self.resume()
@@ -251,7 +287,7 @@ class Run:
             now = time.time()
             progress.seconds, since = progress.seconds + now - since, now
             self.agree()
-            if len(self.report.losses) == LOSSES_A_LINE:
+            if self.report.due(progress.seconds):
                 self.log_losses()
             if self.interrupted:
                 self.save_checkpoint()
@@ -259,9 +295,7 @@ class Run:
             if progress.step % args.every == 0 and progress.share(args) < 1:
                 self.milestone()
                 since = time.time()  # validation and sample sheets are not charged to --max-minutes
-        self.report.bar.close()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # nothing after the loop waits for the flag
+        self.log_losses()
 
     def agree(self) -> None:
         """All processes go by the main one's clock and stop for a signal that any of them got: else they part ways."""
@@ -273,10 +307,13 @@ class Run:
         self.interrupted = signals > 0
 
     def milestone(self) -> None:
+        self.log_losses()
         validation = bits_per_dim(self.average.model, self.held_out[: self.args.validate_on])
+        if not math.isfinite(validation):
+            self.diverged(f"After step {self.progress.step:,} validation gives {validation}.")
         self.progress.curve.append([self.progress.step, validation])
+        self.log(validation_bits_per_dim=validation)  # before: killed in between, a run that goes on comes here once more
         self.save_checkpoint()
-        self.log(validation_bits_per_dim=validation)
         self.save_model()
         self.report.samples(self.progress.step, self.average.model, self.held_out)
 
