@@ -235,6 +235,26 @@ def test_without_numba_pytorch_draws(caplog, monkeypatch):
     assert not fast.is_warm(model)
 
 
+def test_where_numba_cannot_keep_its_code_pytorch_draws(caplog, monkeypatch):
+    from imtx.fast import compiling
+
+    def njit(**options):
+        return refuse
+
+    def refuse(function):
+        raise RuntimeError("cannot cache function 'advance': no locator available for file 'step.py'")
+
+    model = build("modern", "dmol", "1d", "class")
+    before = draw(model, [0])
+    monkeypatch.setattr(sampling, "_told", set())
+    monkeypatch.delattr(fast, "step")
+    monkeypatch.delitem(sys.modules, "imtx.fast.step")
+    monkeypatch.setattr(compiling, "njit", njit)
+    with caplog.at_level(logging.WARNING, "imtx"):
+        assert torch.equal(draw(model, [0]), before)
+    assert "no locator available" in caplog.text and "NUMBA_CACHE_DIR" in caplog.text
+
+
 def test_a_model_is_warm_when_one_of_its_kind_has_been_compiled(monkeypatch):
     monkeypatch.setattr(fast, "_compiled", set())
     one, other = build("modern", "dmol", "1d", "class"), build("sinusoid", "categorical", "2d", "sr")

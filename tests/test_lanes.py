@@ -1,5 +1,8 @@
 """One picture by two threads at once (imtx/fast/lanes.py, meeting.py): the same picture, and only while it is quicker."""
 
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +17,27 @@ from imtx.fast.lanes import CALLS_OF_REST, Lanes, drawing
 from imtx.fast.step import advance
 from imtx.fast.weights import allocate, cache_size, pack
 from imtx.sampling import noise
+from server import ROOT
+
+
+FORKED = """
+import os
+from dataclasses import replace
+from imtx import PRESETS, ImageTransformer, draw
+model = ImageTransformer(replace(PRESETS["tiny"], image_size=8, layers=1, query_block=16, memory_block=16)).eval()
+before = [draw(model, range(images)).tolist() for images in (1, 3)]
+child = os.fork()
+if child == 0:
+    os._exit([draw(model, range(images)).tolist() for images in (1, 3)] != before)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_draws_though_its_parent_had_other_threads():
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", FORKED], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @torch.inference_mode()

@@ -41,6 +41,8 @@ def obstacle(model: ImageTransformer) -> str | None:
         from . import step  # noqa: F401
     except ImportError as error:
         return f"Numba cannot be imported ({error}); pip install numba"
+    except (OSError, RuntimeError) as error:  # a library of Numba's that does not load; no folder that it could keep code in
+        return f"Numba cannot compile here ({str(error).splitlines()[0]}); NUMBA_CACHE_DIR names a folder that can be written to"
     return None
 
 
@@ -114,10 +116,14 @@ def _pack(model: ImageTransformer) -> tuple:
     return _packed[model][1:]
 
 
-@lru_cache
+@lru_cache  # emptied in a forked process, which has one thread
 def _pool(threads: int) -> ThreadPoolExecutor:
     """For all draws: new threads each time would leave memory behind."""
     return ThreadPoolExecutor(threads, thread_name_prefix="imtx")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _threads() -> int:

@@ -1,5 +1,6 @@
 """One picture by one thread or by two at once, whichever is faster at the time; the picture is the same."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,9 +9,17 @@ from contextlib import contextmanager
 
 CALLS_OF_REST = 8  # with one thread, where two have turned out slower, until they are tried again
 
-_lock = threading.Lock()
-_pictures = 0  # or batches, that are being drawn in this process
-_other_lane = ThreadPoolExecutor(1, thread_name_prefix="imtx-lane")
+
+def _begin() -> None:
+    global _lock, _pictures, _other_lane
+    _lock = threading.Lock()
+    _pictures = 0  # or batches, that are being drawn in this process
+    _other_lane = ThreadPoolExecutor(1, thread_name_prefix="imtx-lane")
+
+
+_begin()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin)  # a forked process has one thread, whatever its parent's pools say
 
 
 @contextmanager
