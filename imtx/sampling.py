@@ -140,7 +140,9 @@ def _engine(model: ImageTransformer, asked: str | None) -> str:
         raise ValueError(f"The graph engine needs a CUDA device, and the model is on {device}. Leave engine out.")
     if asked == "graph":
         return "graph"
-    obstacle = fast.obstacle(model)
+    if fast.obstacle(model) is None and not fast.is_warm(model):
+        fast.warm(model)
+    obstacle = fast.obstacle(model)  # now, as code that could not be kept is one
     if obstacle is None:
         return "compiled"
     if asked == "compiled":
@@ -214,7 +216,11 @@ def _eager_step(
 
 
 def draw(model: ImageTransformer, seeds: Sequence[int], **conditions) -> Tensor:
-    """`sample` to its end: (N, h, w, 3) uint8."""
+    """`sample` to its end: (N, h, w, 3) uint8.
+
+    All N are drawn at once, with the keys and values of each in memory: 15 MB a picture of the bundled cifar10-dmol-1d, twice
+    that with guidance. Thousands are for train/sample.py, which draws them in turns.
+    """
     for snapshot in sample(model, seeds, every=model.config.image_size**2, **conditions):
         pass
     return snapshot.pixels

@@ -2,8 +2,11 @@
 
 import itertools
 import logging
+import os
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from imtx.sampling import noise
 
 MARGIN = 1e-4  # of log-probabilities, and so of the parameters that a draw is made from
 PIXELS = SIZE * SIZE
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def build(family: str, output: str, layout: str, task: str, bfloat16: bool = False) -> ImageTransformer:
@@ -253,6 +257,44 @@ def test_where_numba_cannot_keep_its_code_pytorch_draws(caplog, monkeypatch):
     with caplog.at_level(logging.WARNING, "imtx"):
         assert torch.equal(draw(model, [0]), before)
     assert "no locator available" in caplog.text and "NUMBA_CACHE_DIR" in caplog.text
+
+
+CROWDED = """
+import resource, sys
+import torch
+sys.path.insert(0, "tests")
+from conftest import small
+from imtx import draw
+model = small("dmol", "class").float()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as on a full disk: a file is opened, and cannot be written to its end
+assert torch.equal(draw(model, [0]), draw(model, [0], engine="eager"))
+draw(model, [1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+def test_where_compiled_code_does_not_fit_on_the_disk_pytorch_draws(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", CROWDED], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Drawing with PyTorch") == 1
+    assert "Numba cannot keep what it compiles ([Errno 27] File too large); NUMBA_CACHE_DIR names a folder with" in done.stderr
+
+
+def test_where_numba_is_told_not_to_compile_pytorch_draws(caplog, monkeypatch):
+    model = build("modern", "dmol", "1d", "class")
+    before = draw(model, [0])
+    monkeypatch.setattr(sampling, "_told", set())
+    monkeypatch.setattr("imtx.fast.step.advance", advance.py_func)  # what njit then returns
+    with caplog.at_level(logging.WARNING, "imtx"):
+        assert torch.equal(draw(model, [0]), before)
+    assert "unset NUMBA_DISABLE_JIT" in caplog.text
+
+
+def test_an_error_without_words_is_named_by_its_kind(monkeypatch):
+    model = build("modern", "dmol", "1d", "class")
+    monkeypatch.setattr(fast, "_unkept", [OSError()])
+    assert "Numba cannot keep what it compiles (OSError);" in fast.obstacle(model)
 
 
 def test_a_model_is_warm_when_one_of_its_kind_has_been_compiled(monkeypatch):

@@ -28,6 +28,7 @@ PIXELS_IN_FIRST_CALL = 4  # by one thread, to see whether two are faster
 _packed = weakref.WeakKeyDictionary()  # model -> (state of its weights, shape, weights)
 _buffers = Buffers()
 _compiled = set()  # dtypes of the matrices for which `warm` has been through
+_unkept = []  # why code that was compiled could not be kept, for `obstacle`
 
 
 def obstacle(model: ImageTransformer) -> str | None:
@@ -38,22 +39,37 @@ def obstacle(model: ImageTransformer) -> str | None:
     if weight.dtype != torch.float32:
         return f"the model is in {str(weight.dtype).removeprefix('torch.')}, and compiled code works in float32"
     try:
-        from . import step  # noqa: F401
+        from . import step
     except ImportError as error:
         return f"Numba cannot be imported ({error}); pip install numba"
     except (OSError, RuntimeError) as error:  # a library of Numba's that does not load; no folder that it could keep code in
-        return f"Numba cannot compile here ({str(error).splitlines()[0]}); NUMBA_CACHE_DIR names a folder that can be written to"
+        return f"Numba cannot compile here ({_first_line(error)}); NUMBA_CACHE_DIR names a folder that can be written to"
+    if not hasattr(step.advance, "signatures"):
+        return "Numba is told not to compile; unset NUMBA_DISABLE_JIT"
+    if _unkept:
+        return f"Numba cannot keep what it compiles ({_first_line(_unkept[0])}); NUMBA_CACHE_DIR names a folder with 30 MB to spare"
     return None
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def warm(model: ImageTransformer) -> None:
-    """Compiles what this model needs, or reads it from the cache: seconds to half a minute, or half a second."""
+    """Compiles what this model needs, or reads it from the cache: seconds to half a minute, or half a second.
+
+    Where the disk is full, code cannot be kept, and `obstacle` says so from then on.
+    """
     with torch.inference_mode():
         sources = torch.zeros(1, model.config.source_size, model.config.source_size, 3, dtype=torch.uint8)
         context = model.context(1, None, sources if model.config.source_size else None)
     uniforms = torch.zeros(1, model.config.positions, model.output.draws, dtype=torch.float64)
     pixels = np.zeros((1, model.config.sub_pixels), np.uint8)
-    next(draw_pixels(model, context, uniforms, pixels, known=0, temperature=1.0, every=1))
+    try:
+        next(draw_pixels(model, context, uniforms, pixels, known=0, temperature=1.0, every=1))
+    except OSError as error:
+        _unkept.append(error)
+        return
     _compiled.add(_pack(model)[1].qkv.dtype)
 
 
@@ -129,7 +145,7 @@ if hasattr(os, "register_at_fork"):
 def _threads() -> int:
     """As many as there are processors for this process, or OMP_NUM_THREADS if that is set, as PyTorch has it."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else processors()
+    return int(asked) if asked.isdecimal() and int(asked) else processors()
 
 
 def processors() -> int:

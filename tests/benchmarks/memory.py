@@ -21,6 +21,7 @@ from server import ROOT, Server
 REQUESTS, EVERY, FLAT = 100, 10, 1.02
 CLASSES = ("surprise me", "no class", "cat", "ship")
 PICTURES = {folder: sorted((ROOT / "assets/examples" / folder).iterdir()) for folder in ("objects", "faces")}
+GENERATORS = ("cifar10-dmol-1d", "cifar10-cat-1d")
 UPSCALERS = {"faces-sr-1d": "faces", "faces-sr-2d": "faces", "cifar10-sr-1d": "objects"}  # and what they are given
 
 
@@ -28,7 +29,8 @@ def request(number: int) -> tuple[str, list]:
     """An endpoint and what it is asked: the same at every start."""
     chance = random.Random(number)
     task = ("generate", "complete", "super_resolve")[number % 3]
-    model = "cifar10-dmol-1d" if task != "super_resolve" else list(UPSCALERS)[number // 3 % len(UPSCALERS)]
+    models = list(UPSCALERS) if task == "super_resolve" else GENERATORS
+    model = models[number // 3 % len(models)]
     pictures = PICTURES[UPSCALERS.get(model, "objects")]
     given = chance.choice(CLASSES) if task == "generate" else handle_file(chance.choice(pictures))
     count = 8 if number < 9 else chance.randint(1, 8)  # the largest batch of every task and model first
