@@ -39,12 +39,14 @@ def obstacle(model: ImageTransformer) -> str | None:
     if weight.dtype != torch.float32:
         return f"the model is in {str(weight.dtype).removeprefix('torch.')}, and compiled code works in float32"
     try:
-        from . import step
+        from numba import config
+
+        from . import step  # noqa: F401
     except ImportError as error:
         return f"Numba cannot be imported ({error}); pip install numba"
     except (OSError, RuntimeError) as error:  # a library of Numba's that does not load; no folder that it could keep code in
         return f"Numba cannot compile here ({_first_line(error)}); NUMBA_CACHE_DIR names a folder that can be written to"
-    if not hasattr(step.advance, "signatures"):
+    if config.DISABLE_JIT:
         return "Numba is told not to compile; unset NUMBA_DISABLE_JIT"
     if _unkept:
         return f"Numba cannot keep what it compiles ({_first_line(_unkept[0])}); NUMBA_CACHE_DIR names a folder with 30 MB to spare"
