@@ -215,6 +215,11 @@ def test_data_that_cannot_be_used_is_named(make, sentence, tmp_path):
     assert done.returncode != 0 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_rate_beyond_float32_is_refused(data, tmp_path):
+    done = run("train.py", "--preset", "tiny", "--data", data, "--output", tmp_path, "--max-steps", 2, "--learning-rate", 1e38)
+    assert done.returncode == 2 and "--learning-rate must be at most 1e30, got 1e+38; 0.002 is the default." in done.stderr
+
+
 def test_a_budget_is_needed_and_a_checkpoint_to_resume(data, tmp_path):
     assert "--max-steps" in run("train.py", "--preset", "tiny", "--data", data, "--output", tmp_path).stderr
     done = run("train.py", "--preset", "tiny", "--data", data, "--output", tmp_path, "--max-steps", 2,

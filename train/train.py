@@ -93,6 +93,8 @@ def arguments() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}.")
+    if args.learning_rate > 1e30:  # it has to stay within float32, or AdamW itself raises
+        parser.error(f"--learning-rate must be at most 1e30, got {args.learning_rate:g}; {RATES[given]:g} is the default.")
     if not 0 <= args.seed < 2**32:
         parser.error(f"--seed must be in 0..{2**32 - 1}, got {args.seed}.")
     if not 0 <= args.ema < 1 or not 0 <= args.weight_decay < math.inf:
