@@ -33,7 +33,7 @@ all 16.7 million colours, a discretized mixture of logistics; one with **categor
 256 levels of red, green and blue in turn, and takes three steps a pixel. **Temperature** sharpens that distribution
 below 1 (calm, flat pictures) and flattens it above 1 (busy, noisy ones). **Guidance** (Ho and Salimans, 2022) asks the
 model twice, with the class and without, and goes beyond what the class changes: 1 is what the model has learned, more makes
-pictures that look more like their class. The same seed always gives the same picture.
+pictures that look more like their class. The same seed gives the same picture again.
 Drawing may outrun the eye: **Pace** is how fast this page shows it, and the line below says how long it really took.
 The bundled weights were trained by this repository; pictures are 32x32 because the training data are.
 """
@@ -47,6 +47,8 @@ AT_ONCE = max(fast.processors(), 2)  # visitors; compiled code does not hold Pyt
 CSS = """
 .crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
 @media (max-width: 480px) { button[role=tab] { padding: 0 8px !important } }  /* all three fit in a row */
+[data-testid=status-tracker].minimal:has(> .error) { display: none }  /* of a slider that is right: the message says what is not */
+input[type=range]:focus-visible, input[type=checkbox]:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 3px }
 .gradio-container { --block-info-text-color: var(--block-title-text-color) }  /* gradio's own is too faint to read */
 """
 

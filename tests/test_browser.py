@@ -14,6 +14,8 @@ from playwright.sync_api import expect
 from imtx import CIFAR10_CLASSES, ImageTransformer, pixel_order
 from visitor import PIXELS, TABS, Visitor
 
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
 pytest_plugins = "app_fixtures", "browser_fixtures"
 
 
@@ -21,6 +23,7 @@ pytest_plugins = "app_fixtures", "browser_fixtures"
 def test_a_phone_shows_all_tabs_with_a_picture_in_each(visit, theme):
     visitor = visit(width=360, query=f"/?__theme={theme}")
     assert visitor.n == PIXELS  # before the first click
+    assert visitor.page.locator("figcaption:visible").all_inner_texts() == CLASSES  # a picture of each
     for tab in TABS:
         visitor.open(tab)
         assert visitor.n == PIXELS
@@ -128,6 +131,7 @@ def test_bad_uploads_are_told(visit, tmp_path):
     visitor.picture("Picture").get_by_role("button", name="Remove Image").click()
     visitor.press("Run")
     visitor.assert_refused("no picture yet")
+    expect(visitor.page.locator(".error", has_text="Error").filter(visible=True)).to_have_count(0)  # on a slider, which is right
     Image.fromarray(noise).save(tmp_path / "good.png")
     visitor.upload("Picture", tmp_path / "good.png")
     expect(visitor.picture("Picture").get_by_role("button", name="Remove Image")).to_be_visible()

@@ -84,6 +84,11 @@ def test_references_may_be_smaller_and_runs_have_names():
     assert one["run"] != two["run"]
 
 
+def test_samples_may_have_captions():
+    assert Stream(2, SIZE, captions=["cat", "dog"]).value("")["captions"] == ["cat", "dog"]
+    assert Stream(2, SIZE).value("")["captions"] == []
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="order"):
         Stream(1, SIZE, order=[0] * STEPS)
@@ -91,6 +96,8 @@ def test_wrong_arguments_are_refused():
         Stream(1, SIZE, given=3)
     with pytest.raises(ValueError, match="base"):
         Stream(1, SIZE, base=picture(0)[:4])
+    with pytest.raises(ValueError, match="2 samples, and 1 captions"):
+        Stream(2, SIZE, captions=["cat"])
     with pytest.raises(ValueError, match="uint8"):
         Stream(1, SIZE, base=picture(0) / 255)
     stream = Stream(1, SIZE)

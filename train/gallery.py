@@ -16,30 +16,30 @@ from imtx.demo.models import GENERATOR, UPSCALER
 from imtx.images import area_means
 
 GALLERY = ROOT / "assets/gallery"
-TEMPERATURES = (0.9, 1.0)  # below, most samples are even in colour; the figures show them
-CLASSES, ENDINGS = 4, 4  # the canvas has four columns
+TEMPERATURE = 1.0  # where Generate starts; below, most samples are even in colour, which the figures show
+ENDINGS = 4
 
 
 def main() -> None:
     generator, upscaler = map(ImageTransformer.from_pretrained, (GENERATOR, UPSCALER))
-    size, labels = generator.config.image_size, list(range(CLASSES))
-    options = {"labels": labels, "guidance": GUIDANCE}
-    pictures = np.concatenate([draw(generator, labels, temperature=t, **options).numpy() for t in TEMPERATURES])
-    text = f"Drawn earlier: {', '.join(generator.config.classes[:CLASSES])}, at temperature {TEMPERATURES[0]}, then at "
-    write(GALLERY, "generate", pictures, f"{text}{TEMPERATURES[1]}, with guidance {GUIDANCE:g}. Press Run for your own.")
+    size, classes = generator.config.image_size, generator.config.classes
+    labels = list(range(len(classes)))
+    pictures = draw(generator, labels, labels=labels, temperature=TEMPERATURE, guidance=GUIDANCE).numpy()
+    text = f"Drawn earlier: seeds 0 to {labels[-1]}, at temperature {TEMPERATURE}, with guidance {GUIDANCE:g}."
+    write(GALLERY, "generate", pictures, f"{text} Press Run for your own.", list(classes))
 
     name, truth = next(iter(examples("objects", size).items()))  # what the page begins with
     options = {"given": torch.from_numpy(truth), "given_pixels": size * size // 2, "temperature": COMPLETION_TEMPERATURE}
-    label = generator.config.classes.index(name)
+    label = classes.index(name)
     pictures = draw(generator, range(ENDINGS), labels=[label] * ENDINGS, guidance=GUIDANCE, **options).numpy()
-    text = f"Drawn earlier: four endings for one picture of the class {name}, with guidance {GUIDANCE:g}."
-    write(GALLERY, "complete", np.stack([truth, *pictures]), text)
+    text = f"Drawn earlier: endings for a picture of the class {name}, at temperature {COMPLETION_TEMPERATURE}, with guidance"
+    write(GALLERY, "complete", np.stack([truth, *pictures]), f"{text} {GUIDANCE:g}.", [f"Seed {i}" for i in range(ENDINGS)])
 
     truth = next(iter(examples("faces", upscaler.config.image_size).values()))
     source = torch.from_numpy(area_means(truth, upscaler.config.image_size // upscaler.config.source_size))
     pictures = [draw(upscaler, [0], sources=source, temperature=t)[0].numpy() for t in UPSCALING_TEMPERATURES]
-    text = f"Drawn earlier: faces that fit the 8x8 input, at temperatures {', '.join(map(str, UPSCALING_TEMPERATURES))}."
-    write(GALLERY, "super-resolve", np.stack([truth, *pictures]), text)
+    text = f"Drawn earlier: faces that fit the 8x8 input, seed 0 by {UPSCALER}."
+    write(GALLERY, "super-resolve", np.stack([truth, *pictures]), text, [f"Temperature {t}" for t in UPSCALING_TEMPERATURES])
 
 
 if __name__ == "__main__":

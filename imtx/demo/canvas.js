@@ -42,7 +42,7 @@ function tile(i, kind, caption, side) {
 function begin() {
   total = v.size * v.size;
   samples = Array.from({ length: v.count }, (_, i) =>
-    tile(i, 'sample', v.count > 1 ? `Sample ${i + 1}` : 'Sample', v.size));
+    tile(i, 'sample', v.captions[i] ?? (v.count > 1 ? `Sample ${i + 1}` : 'Sample'), v.size));
   v.reference.forEach(([caption, side, hex], i) => {
     const { context, image } = tile(v.count + i, 'reference', caption, side);
     for (let pixel = 0; 6 * pixel < hex.length; pixel++) put(image, pixel, hex, 6 * pixel);
@@ -50,7 +50,7 @@ function begin() {
   });
   const tiles = v.count + v.reference.length;
   while (grid.children.length > tiles) grid.lastChild.remove();
-  grid.dataset.tiles = tiles > 6 ? 'many' : tiles;
+  grid.dataset.tiles = tiles > 6 && tiles !== 10 ? 'many' : tiles;
   grid.dataset.base = v.base.length === 6 * total ? 'whole' : '';
   Object.assign(slider, { min: v.given, max: total });
   part = -1;

@@ -5,6 +5,7 @@ Between the two lies one JSON value:
 
     run        a name for this run; a new one tells the browser to start afresh
     count      samples drawn side by side            size   their width and height in pixels
+    captions   what stands under each of them, [] for "Sample 1", "Sample 2", ...
     given      leading steps that are not generated  order  raster index of each step, [] for raster order
     base       pixels of steps 0, 1, ... to show before they are generated, as hex
     reference  [[caption, side, hex], ...] fixed pictures shown beside the samples
@@ -49,10 +50,11 @@ class Stream:
     `base` is a picture to show under pixels that are not generated yet: all of it (super-resolution: the enlarged
     source), or, where the first `given` steps are not generated at all (completion), only those steps.
     `reference` is a list of (caption, picture); one with fewer rows than columns is filled up with "not drawn".
-    `order` lists the raster index of each step's pixel. Pictures are uint8 arrays of shape (side, side, 3).
+    `order` lists the raster index of each step's pixel; `captions` names the samples, if they are more than numbers.
+    Pictures are uint8 arrays of shape (side, side, 3).
     """
 
-    def __init__(self, count: int, size: int = 32, base=None, reference=None, given: int = 0, order=None):
+    def __init__(self, count: int, size: int = 32, base=None, reference=None, given: int = 0, order=None, captions=()):
         steps = size * size
         self.count, self.size, self.done = count, size, given
         self.order = np.arange(steps) if order is None else np.asarray(order)
@@ -62,10 +64,13 @@ class Stream:
             raise ValueError(f"given must be from 0 to {steps} pixels, and needs a base to show them")
         if base is not None and np.shape(base) != (size, size, 3):
             raise ValueError(f"base must have the shape ({size}, {size}, 3), not {np.shape(base)}")
+        if len(captions) not in (0, count):
+            raise ValueError(f"{count} samples, and {len(captions)} captions")
         under = [] if base is None else np.reshape(base, (steps, 3))[self.order[: given or steps]]
         self._fixed = {
             "run": secrets.token_hex(4),
             "count": count,
+            "captions": list(captions),
             "size": size,
             "given": given,
             "order": [] if order is None else self.order.tolist(),

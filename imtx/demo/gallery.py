@@ -9,15 +9,19 @@ from PIL import Image
 from ..images import save_png
 
 
-def write(folder: Path, name: str, pictures: np.ndarray, text: str) -> None:
-    """(N, h, w, 3) uint8 -> name.png, the pictures side by side with nothing between, and name.json."""
+def write(folder: Path, name: str, pictures: np.ndarray, text: str, captions: list[str]) -> None:
+    """(N, h, w, 3) uint8 -> name.png, the pictures side by side with nothing between, and name.json.
+
+    text stands under all of them; captions, those of the samples, which are the last of the pictures.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_png(np.concatenate(list(pictures), axis=1), folder / f"{name}.png")  # (h, N w, 3)
-    (folder / f"{name}.json").write_text(json.dumps({"count": len(pictures), "text": text}, indent=2) + "\n")
+    about = {"count": len(pictures), "text": text, "captions": captions}
+    (folder / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def read(folder: Path, name: str) -> tuple[np.ndarray, str]:
-    """The pictures (N, h, w, 3) uint8 and the text that `write` was given."""
+def read(folder: Path, name: str) -> tuple[np.ndarray, str, list[str]]:
+    """The pictures (N, h, w, 3) uint8, the text and the captions that `write` was given."""
     about = json.loads((folder / f"{name}.json").read_text())
     row = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
-    return np.stack(np.split(row, about["count"], axis=1)), about["text"]
+    return np.stack(np.split(row, about["count"], axis=1)), about["text"], about["captions"]

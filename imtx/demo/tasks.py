@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -110,15 +110,15 @@ class Tasks:
         values = dict.fromkeys(("generate", "complete", "super-resolve"))
         generator, upscaler = (next(iter(models.values())) for models in (self.generators, self.upscalers))
         if generator.drew_the_gallery and generator.load():
-            pictures, text = read_gallery(gallery, "generate")
-            values["generate"] = _finished(generate_stream(generator.model, len(pictures)), pictures, text)
-            (truth, *pictures), text = read_gallery(gallery, "complete")
-            stream = complete_stream(generator.model, truth, len(pictures))
+            pictures, text, captions = read_gallery(gallery, "generate")
+            values["generate"] = _finished(generate_stream(generator.model, len(pictures), captions), pictures, text)
+            (truth, *pictures), text, captions = read_gallery(gallery, "complete")
+            stream = complete_stream(generator.model, truth, len(pictures), captions)
             values["complete"] = _finished(stream, np.stack(pictures), text)
         if upscaler.drew_the_gallery and upscaler.load():
-            (truth, *pictures), text = read_gallery(gallery, "super-resolve")
+            (truth, *pictures), text, captions = read_gallery(gallery, "super-resolve")
             factor = len(truth) // upscaler.model.config.source_size
-            stream = upscale_stream(upscaler.model, area_means(truth, factor), truth, len(pictures))
+            stream = upscale_stream(upscaler.model, area_means(truth, factor), truth, len(pictures), captions)
             values["super-resolve"] = _finished(stream, np.stack(pictures), text)
         return values
 
@@ -144,26 +144,30 @@ class Tasks:
             yield gr.update(value=str(path), label=label)  # gradio copies the file before it asks for more
 
 
-def generate_stream(model: ImageTransformer, count: int) -> Stream:
-    return Stream(count, model.config.image_size, order=_order(model))
+def generate_stream(model: ImageTransformer, count: int, captions: Sequence[str] = ()) -> Stream:
+    return Stream(count, model.config.image_size, order=_order(model), captions=captions)
 
 
-def complete_stream(model: ImageTransformer, truth: np.ndarray, count: int) -> Stream:
+def complete_stream(model: ImageTransformer, truth: np.ndarray, count: int, captions: Sequence[str] = ()) -> Stream:
     """Of `truth`, (size, size, 3) uint8, the rows that the model can keep are given."""
     size, rows = model.config.image_size, kept_rows(model)
+    reference = [("Given", truth[:rows]), ("Truth", truth)]
     return Stream(
-        count, size, base=truth, given=rows * size, order=_order(model), reference=[("Given", truth[:rows]), ("Truth", truth)]
+        count, size, base=truth, given=rows * size, order=_order(model), reference=reference, captions=captions
     )
 
 
-def upscale_stream(model: ImageTransformer, source: np.ndarray, truth: np.ndarray | None, count: int) -> Stream:
+def upscale_stream(
+    model: ImageTransformer, source: np.ndarray, truth: np.ndarray | None, count: int, captions: Sequence[str] = ()
+) -> Stream:
     size = model.config.image_size
     factor = size // model.config.source_size
     side = model.config.source_size
     reference = [(f"{side}x{side} input", source), ("Bicubic", enlarge(source, factor, BICUBIC))]
     if truth is not None:
         reference.append(("Truth", truth))
-    return Stream(count, size, base=enlarge(source, factor, NEAREST), reference=reference, order=_order(model))
+    base = enlarge(source, factor, NEAREST)
+    return Stream(count, size, base=base, reference=reference, order=_order(model), captions=captions)
 
 
 def _condition(model: ImageTransformer, class_name, guidance, count: int, seed: int) -> tuple[dict, str]:
