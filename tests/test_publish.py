@@ -205,7 +205,7 @@ def test_a_sheet_of_a_celeba_model_is_of_portraits_that_anyone_may_publish(dry):
 
 def test_they_are_shown_when_asked_for_and_never_those_of_celeba(dry, refusal):
     folder = dry("upscaler", *OWN, "--data", "images.parquet", "--show-data")
-    assert "Columns: the first 8 test pictures, above the samples as sources and below" in (folder / "README.md").read_text()
+    assert "Columns, in turn: the first 8 test pictures, above the samples as sources and below" in (folder / "README.md").read_text()
     shown = tiles(folder, columns=8)
     assert len(shown) == 48 and np.array_equal(shown[40:], IMAGES[:8])
     factor = SIZE // SOURCE
@@ -292,13 +292,16 @@ def test_a_folder_that_cannot_be_finished_leaves_nothing(here, tmp_path, refusal
 
 
 def test_the_table_is_made_from_the_cards(dry, tmp_path):
-    evaluation = Evaluation(2.5, "p(high | low)", 1500, shuffled_sources_bits_per_dim=9.25)
+    evaluation = Evaluation(
+        2.5, "p(high | low)", 1500, shuffled_sources_bits_per_dim=9.25, consistency_rmse=0.617, consistency_samples=64
+    )
     folder = dry("upscaler", "--data-name", "celeba", "--data", "images.parquet", name="zoo/faces")
     entry = dataclasses.replace(Entry.read(folder / "README.md"), evaluation=evaluation)
     (folder / "README.md").write_text(entry.front_matter() + "\n# faces\n")
+    (folder / "model.safetensors").write_bytes(bytes(1_260_000))
     assert zoo.table(tmp_path / "zoo") == zoo.HEADER + (
-        "| [`faces`](assets/weights/faces) | Super-resolve | `tiny` | "
-        rf"{entry.parameters:,} | **2.500** p(high \| low) (1,500 images) | sources: 9.250 | `me/mine`, not yet published |"
+        f"| [`faces`](assets/weights/faces) | Super-resolve | `tiny` | {entry.parameters:,} | 1.3 | "
+        r"**2.500** p(high \| low) (1,500 images) | sources: 9.250 | 0.62 | `me/mine`, not yet published |"
         "\n"
     )
 

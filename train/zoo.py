@@ -14,26 +14,29 @@ FIRST, LAST = "<!-- zoo -->", "<!-- /zoo -->"
 TASKS = {GENERATION: "Generate, Complete", SUPER_RESOLUTION: "Super-resolve"}  # as the demo calls them
 PUBLISHED: frozenset[str] = frozenset()  # the Hub ids that exist by now
 HEADER = (
-    "| folder in `assets/weights` | task | preset | parameters | test bits/dim | with shuffled conditions | Hub id |\n"
-    "|---|---|---|---|---|---|---|\n"
+    "| folder in `assets/weights` | task | preset | parameters | MB | test bits/dim | shuffled | consistency | Hub id |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
 )
 
 
 def row(folder: Path) -> str:
     """A line of the table. Raises SystemExit with a sentence if the folder's card cannot be read."""
     entry = Entry.read(folder / "README.md")
-    figures, shuffled = "not measured", ""
+    figures, shuffled, consistency = "not measured", "", ""
     if figure := entry.evaluation:
         likelihood = figure.likelihood.replace("|", r"\|")
         figures = f"**{figure.bits_per_dim:.3f}** {likelihood} ({figure.images:,} images)"
         shuffled = "{}: {:.3f}".format(*figure.shuffled) if figure.shuffled else ""
+        consistency = "" if figure.consistency_rmse is None else f"{figure.consistency_rmse:.2f}"
     cells = (
         f"[`{folder.name}`](assets/weights/{folder.name})",
         TASKS[entry.task],
         f"`{entry.preset}`" if entry.preset else "not recorded",
         f"{entry.parameters:,}",
+        f"{sum(shard.stat().st_size for shard in folder.glob('*.safetensors')) / 1e6:.1f}",
         figures,
         shuffled,
+        consistency,
         f"`{entry.hub_id}`" + ("" if entry.hub_id in PUBLISHED else ", not yet published"),
     )
     return f"| {' | '.join(cells)} |\n"

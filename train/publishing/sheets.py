@@ -26,8 +26,8 @@ def sample_sheet(
     if config.source_size:
         kinds = min(COLUMNS, len(images))
         of_columns = (
-            f" Columns: the first {kinds} {pictures}, above the samples as sources and below as they are."
-            if show_data else f" Columns: the sources of the first {kinds} {pictures}, which are not shown."
+            f" Columns, in turn: the first {kinds} {pictures}, above the samples as sources and below as they are."
+            if show_data else f" Columns, in turn: the sources of the first {kinds} {pictures}, which are not shown."
         )
     elif config.classes:
         kinds = min(MOST_CLASSES, len(config.classes))
