@@ -27,8 +27,8 @@ EXAMPLES = ROOT / "assets/examples"
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 UPSCALING_TEMPERATURES = (0.8, 0.9, 1.0)  # the paper's
 COMPLETION_TEMPERATURE = 0.9  # where the demo's slider stands
-GUIDANCE = 5.0  # so does this, for samples of a class
-GUIDANCES = (1.0, 3.0, 5.0, 8.0)  # 1: as the model has learned
+GUIDANCE = 5  # so does this, for samples of a class
+GUIDANCES = (1, 3, 5, 8)  # 1: as the model has learned
 MOST_COLUMNS = 10  # of classes
 CLASS_ROWS, ENDINGS, ENLARGED = 2, 3, 2  # samples of a class, or for a picture, at one temperature
 SCALE, GAP, FONT = 3, 4, 15  # of a pixel's side; between pictures and of text, in pixels of the sheet
@@ -94,12 +94,13 @@ def completions(name: str, model: ImageTransformer) -> np.ndarray | None:
     if set(truths) <= set(classes):
         conditions["its class"] = {"labels": [classes.index(shown) for shown in truths], "guidance": GUIDANCE}
     for head, condition in conditions.items():
-        for seed in range(ENDINGS):
+        for i in range(ENDINGS):
+            seeds = range(i * len(pictures), (i + 1) * len(pictures))
             endings = draw(
-                model, [seed] * len(pictures), given=torch.from_numpy(pictures), given_pixels=kept * size,
+                model, seeds, given=torch.from_numpy(pictures), given_pixels=kept * size,
                 temperature=COMPLETION_TEMPERATURE, **condition,
             )
-            rows.append((f"{head}\nseed {seed}", endings.numpy()))
+            rows.append((f"{head}\nseeds {seeds[0]} to {seeds[-1]}", endings.numpy()))
     title = f"{name}: {kept} of {size} rows given, temperature {COMPLETION_TEMPERATURE}, "
     title += f"classes with guidance {GUIDANCE:g}, " * (len(conditions) > 1) + "seeds in order, none chosen"
     return labelled_sheet(title, list(truths), [*rows, ("truth", pictures)])
