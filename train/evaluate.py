@@ -47,7 +47,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--save", metavar="FOLDER", type=Path, help="with --average: write that model to a new folder")
     data.add_options(parser, split="test")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N images")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="images at a time; changes no figure")
+    parser.add_argument("--batch-size", metavar="N", type=int, help="images at a time (1 on a CPU, else 16); changes no figure")
     parser.add_argument("--no-class", action="store_true", help="p(image) of a model with classes: leave the labels out")
     parser.add_argument(
         "--breakdown", metavar="FILE.json", type=Path,
@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         f"levels (0..255) between the sample reduced by area means and the source; {SAMPLES} unless told, 0 for none",
     )
     args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1 or args.batch_size < 1:
+    if args.limit is not None and args.limit < 1 or args.batch_size is not None and args.batch_size < 1:
         parser.error("--limit and --batch-size must be at least 1.")
     if args.samples is not None and args.samples < 0:
         parser.error(f"--samples must be at least 0, got {args.samples}.")
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     result["images"] = len(images)
     samples = min(SAMPLES if args.samples is None else args.samples, len(images)) if config.source_size else 0
     if samples:
-        result["consistency_rmse"] = consistency_rmse(model, images[:samples], args.batch_size)
+        result["consistency_rmse"] = consistency_rmse(model, images[:samples], args.batch_size or 16)
         result["consistency_samples"] = samples
     result["parameters"] = sum(p.numel() for p in model.parameters())
     if args.average is not None:

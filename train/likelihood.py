@@ -32,13 +32,15 @@ def sources_of(images: Images, source_size: int) -> Tensor | None:
 
 
 @torch.inference_mode()
-def measure(model: ImageTransformer, images: Images, batch_size: int = 16, shuffle: bool = False) -> Nats:
+def measure(model: ImageTransformer, images: Images, batch_size: int | None = None, shuffle: bool = False) -> Nats:
     """The nats of all images, with their labels or sources if the model takes any.
 
+    batch_size: images at a time; None: one on a CPU, where its activations just fit into the cache, and 16 elsewhere.
     With `shuffle`, each image gets the label or source of the image before it in a fixed random order. Processes share
     batches, not images: a batch of other images would round otherwise in float32.
     """
     config, device = model.config, model.order.device
+    batch_size = batch_size or (1 if device.type == "cpu" else 16)
     sources, labels = sources_of(images, config.source_size), images.labels if config.classes else None
     if shuffle:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
