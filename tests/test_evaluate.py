@@ -113,6 +113,11 @@ def test_every_image_counts_once_at_any_batch_size(name, run, models):
     assert result["images_per_second"] > 0
 
 
+def test_compiled_it_finds_the_same(run, models):
+    _, result = run("--checkpoint", models / "dmol", "--compile", "--batch-size", 4)
+    assert result["bits_per_dim"] == pytest.approx(in_bits(expected_nats("dmol")), abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["dmol", "sr"])
 def test_the_shuffled_figure_is_that_of_other_images_conditions(name, run, models, tmp_path):
     two = slice(2, 4)  # of classes 0 and 1; shuffling two can only swap them

@@ -47,6 +47,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--save", metavar="FOLDER", type=Path, help="with --average: write that model to a new folder")
     data.add_options(parser, split="test")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N images")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, for many images; needs a C++ compiler")
     parser.add_argument("--batch-size", metavar="N", type=int, help="images at a time (1 on a CPU, else 16); changes no figure")
     parser.add_argument("--no-class", action="store_true", help="p(image) of a model with classes: leave the labels out")
     parser.add_argument(
@@ -142,12 +143,13 @@ def main(argv: list[str] | None = None) -> None:
 
     condition = "source" if config.source_size else "label" if config.classes and images.labels is not None else None
     started = time.time()
-    nats = measure(model, images, args.batch_size)
+    options = {"batch_size": args.batch_size, "compile": args.compile}
+    nats = measure(model, images, **options)
     seconds = time.time() - started
     result = {"bits_per_dim": bits(nats.images, config.sub_pixels)}
     if condition and len(images) > 1:
         # A model that listens to its condition pays more for a wrong one.
-        result[f"shuffled_{condition}s_bits_per_dim"] = bits_per_dim(model, images, batch_size=args.batch_size, shuffle=True)
+        result[f"shuffled_{condition}s_bits_per_dim"] = bits_per_dim(model, images, shuffle=True, **options)
     result["likelihood"] = {"source": "p(high | low)", "label": "p(image | class)", None: "p(image)"}[condition]
     result["images"] = len(images)
     samples = min(SAMPLES if args.samples is None else args.samples, len(images)) if config.source_size else 0
