@@ -164,7 +164,7 @@ def test_framing_a_portrait(visit, tmp_path):
     visitor.upload("Portrait or object", tmp_path / "big.png")
     crop = visitor.wait_for_another_preview(old)
     assert crop.shape == (32, 32, 3)
-    visitor.page.get_by_role("button", name=re.compile("Frame the face")).click()
+    visitor.unfold("Frame the face", visitor.number("Zoom"))
     for label, number, channel in (("Zoom", 4, None), ("Left to right", 1, 1), ("Top to bottom", 0, 0)):
         old = visitor.preview_source()
         visitor.set(label, number)
@@ -184,8 +184,7 @@ def test_an_answer_that_comes_late_does_not_undo_a_later_choice(visit, tmp_path)
     Image.fromarray(np.ascontiguousarray(rows)).save(tmp_path / "ramp.png")
     visitor = visit()
     visitor.open("Super-resolve")
-    visitor.page.get_by_role("button", name=re.compile("Frame the face")).click()
-    expect(visitor.number("Zoom")).to_be_visible()
+    visitor.unfold("Frame the face", visitor.number("Zoom"))
     visitor.page.evaluate("""() => {
         const send = fetch;
         window.fetch = async (url, options) => {  // holds the first question about the picture until `release` is called

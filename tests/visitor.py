@@ -53,6 +53,16 @@ class Visitor:
     def n(self) -> int:
         return int(self.page.locator(self.canvas).get_attribute("data-n"))
 
+    def unfold(self, name: str, inside: Locator) -> None:
+        """Opens an accordion. Gradio may mount a tab's content anew while the page is young, and a click is lost."""
+        for _ in range(3):
+            self.page.get_by_role("button", name=re.compile(name)).click()
+            try:
+                return expect(inside).to_be_visible(timeout=7_000)
+            except AssertionError:
+                continue
+        expect(inside).to_be_visible()
+
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
 
