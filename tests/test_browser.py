@@ -3,7 +3,6 @@
 Chromium through Playwright. What a canvas shows is read from its `data-n`, the number of pixels drawn.
 """
 
-import re
 import time
 
 import numpy as np
