@@ -140,9 +140,10 @@ def _engine(model: ImageTransformer, asked: str | None) -> str:
         raise ValueError(f"The graph engine needs a CUDA device, and the model is on {device}. Leave engine out.")
     if asked == "graph":
         return "graph"
-    if fast.obstacle(model) is None and not fast.is_warm(model):
+    obstacle = fast.obstacle(model)
+    if obstacle is None and not fast.is_warm(model):
         fast.warm(model)
-    obstacle = fast.obstacle(model)  # now, as code that could not be kept is one
+        obstacle = fast.obstacle(model)  # code that could not be kept is one
     if obstacle is None:
         return "compiled"
     if asked == "compiled":
