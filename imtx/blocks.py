@@ -92,8 +92,14 @@ class DecoderBlock(Block):
             self.source_norm = self.norm()
             self.source_attention = FullAttention(**self.attention_options())
 
-    def forward(self, x, rotary, source_kv=None, cache: Cache | None = None, step: int | None = None) -> Tensor:
-        """(N, P, d) -> (N, P, d), in parallel; with `step`, (N, 1, d) -> (N, 1, d), through the cache."""
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, source_kv: tuple[Tensor, Tensor] | None = None,
+        cache: Cache | None = None, step: int | None = None,
+    ) -> Tensor:
+        """(N, P, d) -> (N, P, d), in parallel; with `step`, (N, 1, d) -> (N, 1, d), through the cache.
+
+        rotary: cosines and sines of the positions, (P, D / 2) each; source_kv: keys and values of the source, (N, H, S, D) each.
+        """
 
         def attention(x):
             return self.attention(x, rotary, cache) if step is None else self.attention.step(x, rotary, cache, step)

@@ -1,4 +1,4 @@
-"""Categorical output: a softmax over the 256 levels of one sub-pixel (paper section 3.4)."""
+"""Categorical output: a softmax over the L levels (256, unless the model has fewer) of one sub-pixel (paper section 3.4)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,10 +14,10 @@ def temper(logits: Tensor, temperature: float) -> Tensor:
 
 
 def log_prob(logits: Tensor, colours: Tensor) -> Tensor:
-    """Log-probability in nats: logits (..., 256) float, colours (..., 1) integers 0..255 -> (...)."""
+    """Log-probability in nats: logits (..., L) float, colours (..., 1) integers 0..L-1 -> (...)."""
     return F.log_softmax(logits, dim=-1).gather(-1, colours.long()).squeeze(-1)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverts the distribution function: logits (..., 256), uniforms (..., 1) float64 in [0, 1) -> (..., 1) uint8."""
+    """Inverts the distribution function: logits (..., L), uniforms (..., 1) float64 in [0, 1) -> (..., 1) uint8."""
     return pick(logits.softmax(dim=-1), uniforms[..., 0]).unsqueeze(-1).byte()

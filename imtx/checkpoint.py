@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from httpx import HTTPError
 from huggingface_hub import constants, snapshot_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -37,7 +38,7 @@ class CheckpointError(Exception):
 class Origin:
     """What weights were made from. It stays with them, in the metadata of every shard, so that no copy loses the licence.
 
-    Raises ValueError for what is none.
+    Raises ValueError for names that are no words and for a licence without an id.
     """
 
     init: str | None = None  # the model that was trained on
@@ -54,12 +55,12 @@ class Origin:
 
 
 def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes config.json and weights to `folder`, all or nothing: an old model there is replaced at the end. Raises OSError.
+    """Writes config.json and weights to `folder`, all or nothing: an old model there is replaced at the end.
 
     dtype: torch.float32 or torch.bfloat16, of the matrices inside the blocks. All else is stored in float32: it is little,
     and rounded to bfloat16 it cost the bundled models 0.004 bits/dim and more, of which the matrices made less than 0.0001.
 
-    Files of other names in the folder, a README.md say, stay.
+    Files of other names in the folder, a README.md say, stay. Raises OSError, and ValueError for another dtype.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype!r}.")
@@ -83,9 +84,9 @@ def save(model, folder: Path, dtype: torch.dtype = torch.float32) -> None:
             folder.rename(old)
             try:
                 new.rename(folder)
-            except OSError:
-                old.rename(folder)
-                raise
+            finally:
+                if not folder.exists():  # Ctrl-C, too, may come in between
+                    old.rename(folder)
         else:
             new.rename(folder)
 
@@ -121,7 +122,7 @@ def load_origin(folder: Path) -> Origin | None:
 def load(model_class, folder: Path):
     """The model in `folder`, in float32 and eval mode. Raises CheckpointError if anything is missing or foreign."""
     try:
-        model = model_class(Config.load(folder / "config.json"))
+        config = Config.load(folder / "config.json")
     except FileNotFoundError as error:
         hint = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
         raise CheckpointError(f"{folder} holds no config.json: it is no model folder.{hint}") from error
@@ -129,6 +130,11 @@ def load(model_class, folder: Path):
         raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} describes no model: {error}") from error
+    try:
+        with torch.random.fork_rng(devices=[]):  # first weights are random, and the caller's numbers are none of them
+            model = model_class(config)
+    except (RuntimeError, MemoryError) as error:  # torch's word, and Python's, for too little memory
+        raise CheckpointError(f"{folder / 'config.json'} describes a model that cannot be made here: {error}") from error
     weights, home = {}, {}
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -168,9 +174,11 @@ def load(model_class, folder: Path):
 def find(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: a path, else a bundled name, else a Hub id ("owner/name", downloaded once).
 
-    Raises CheckpointError, at once if the Hub cannot be reached.
+    revision: branch, tag or commit of a Hub id. Raises CheckpointError, at once if the Hub cannot be reached.
     """
     path = Path(name)
+    if revision is not None and (path.is_dir() or (BUNDLED / str(name)).is_dir()):
+        raise CheckpointError(f"{name} is a folder here, which has no revision {revision}: leave it out, or name a Hub id.")
     if path.is_dir():
         return path
     if path.exists():
@@ -199,8 +207,9 @@ def _download(hub_id: str, revision: str | None) -> Path:
         raise CheckpointError(f"{hub_id} is no folder here, and {constants.ENDPOINT} cannot be reached to download it.")
     try:
         return Path(snapshot_download(hub_id, **wanted))
-    except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{hub_id} cannot be downloaded: {str(error).splitlines()[0]}") from error
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        cause = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{hub_id} cannot be downloaded: {cause}") from error
 
 
 def _reachable(endpoint: str, seconds: float = 1.5) -> bool:

@@ -129,14 +129,17 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> "Config":
-        """Raises ValueError if the file is not JSON, names an unknown field or describes an impossible shape."""
+        """Raises OSError, and ValueError if the file is not JSON, lacks a field, names an unknown one or describes an
+        impossible shape."""
         try:
             fields = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON: {error}.") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{path} holds no JSON object.")
-        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := fields.keys() - known:
             raise ValueError(f"{path} is not of an imtx model: it names {', '.join(sorted(unknown))}.")
+        if missing := known - fields.keys():  # a default in its place might be another model
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}. Download it again.")
         return cls(**fields)

@@ -138,6 +138,9 @@ class CudaStep(StaticStep):
 
     They are recorded anew for each call of `sample`, whose addresses, batch and temperature they hold. For each the step is
     launched twice kernel by kernel, once to run and once to be recorded, and the host waits for the GPU in between.
+
+    Not made in inference mode: PyTorch's graphs share a state that stays in the mode of a process's first capture (its issue
+    166792), and a trainer that captures later, outside of that mode, would fail.
     """
 
     def __init__(self, *args):

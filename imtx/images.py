@@ -37,7 +37,7 @@ class BadImage(ValueError):
 def open_image(path: str | Path) -> Image.Image:
     """An upright 8-bit RGB picture: first frame, EXIF rotation applied, transparency over white.
 
-    Raises BadImage. The size is checked before anything is decoded: a few kB of PNG can hold gigabytes of pixels.
+    Raises BadImage, and OSError where there is no file to be read. The size is checked before anything is decoded: a few kB of PNG can hold gigabytes of pixels.
     """
     if os.path.getsize(path) > MAX_BYTES:
         raise BadImage(f"This file is too large: send a picture of at most {MAX_BYTES // 10**6} MB.")
@@ -117,12 +117,15 @@ def area_means(pixels: np.ndarray, factor: int = 4) -> np.ndarray:
     *rest, height, width, channels = pixels.shape
     if height % factor or width % factor:
         raise ValueError(f"factor {factor} must divide the sides {height} and {width}.")
-    cells = pixels.reshape(*rest, height // factor, factor, width // factor, factor, channels)
+    cells = pixels.reshape(*rest, height // factor, factor, width // factor, factor, channels)  # (..., h / f, f, w / f, f, 3)
     return ((cells.sum(axis=(-4, -2), dtype=np.uint32) + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
 def source_and_truth(image: Image.Image, source_size: int = 8, size: int = 32) -> tuple[np.ndarray, np.ndarray | None]:
-    """The (8, 8, 3) source of a picture and the (32, 32, 3) truth; an 8x8 picture is itself the source, truth None."""
+    """The source of a picture, (source_size, source_size, 3) uint8, and the truth, (size, size, 3) uint8.
+
+    A picture of the source's size is itself the source, and the truth None.
+    """
     if image.size == (source_size, source_size):
         return np.array(image), None
     truth = square_crop(image, size)

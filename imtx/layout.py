@@ -24,7 +24,7 @@ class Layout:
 
     order: Tensor  # (P,) int64: the position generated at each step
     query_block: int  # steps a query block
-    memory: Tensor  # (B, M) int64: steps of each memory block, in increasing order; -1 fills up
+    memory: Tensor  # (B, M) int64: steps of each memory block, in increasing order; -1 fills up, in front (1D) or behind (2D)
 
     def __post_init__(self):
         if not torch.equal(self.order.sort().values, torch.arange(len(self.order))):

@@ -26,8 +26,9 @@ class Context:
     """What an image is generated from, fixed while it is."""
 
     label: Tensor | None  # (copies N, 1, d): class embedding
-    source: tuple[Tensor, ...] | None = None  # what the embedding reads off the source at every step
-    source_kv: list[tuple[Tensor, Tensor]] | None = None  # a decoder block: keys and values of the encoded source
+    # What the embedding reads off the source at every step, (N, P, 15) and (N, P, 3) (imtx/embedding.py: condition).
+    source: tuple[Tensor, ...] | None = None
+    source_kv: list[tuple[Tensor, Tensor]] | None = None  # a decoder block: keys, values (N, H, S, D) of the encoded source
     guidance: float = 1.0  # not 1: the N images are there twice, with their labels and then without
 
     @property
@@ -40,7 +41,6 @@ class ImageTransformer(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="imtx",
-    license="apache-2.0",
     tags=["image-generation", "autoregressive", "image-transformer"],
 ):
     """p(pixels | class) or, with a source, p(pixels | source), one position after another.
@@ -124,6 +124,7 @@ class ImageTransformer(
     # ---- one step: sampling ---------------------------------------------------------------------------------
 
     def caches(self, images: int) -> list[Cache]:
+        """Empty ones, a decoder block each, for so many rows of pixels: copies N with guidance."""
         config = self.config
         return [Cache(self.layout, images, config.heads, config.head_width, like=self.head.weight) for _ in self.decoder]
 
@@ -144,6 +145,7 @@ class ImageTransformer(
     def context(self, images: int, labels: Tensor | None, sources: Tensor | None, guidance: float = 1.0) -> Context:
         """All that is fixed while an image is generated. Raises ValueError for the wrong kind of condition.
 
+        labels: (N,) int64, None = no class; sources: (N, s, s, 3) uint8; N = images.
         guidance: how far the class is followed, see `imtx.sampling.sample`; other than 1 it needs labels.
         """
         config = self.config
@@ -195,9 +197,11 @@ class ImageTransformer(
         return self.input_dropout(x if context.label is None else x + context.label), guess
 
     def rotary(self, steps: slice) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines (steps, D / 2) of these steps' positions; None in the paper's family."""
         return (self.cos[steps], self.sin[steps]) if self.config.family == "modern" else None
 
     def source_rotary(self) -> tuple[Tensor, Tensor] | None:
+        """The same of the source's pixels, (S, D / 2)."""
         return (self.source_cos, self.source_sin) if self.config.family == "modern" else None
 
     def parameters_of(self, x: Tensor, guess: Tensor | None, context: Context) -> Tensor:
@@ -225,12 +229,22 @@ class ImageTransformer(
             return super().save_pretrained(save_directory, **hub_options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """The mixin's hook. What `save_pretrained` has written stays; the mixin's config.json is put right."""
+        """The mixin's hook. It has removed the config.json that `save_pretrained` wrote, and keeps the weights."""
         self.config.save(save_directory / "config.json")
+
+    def generate_model_card(self, *args, **kwargs):
+        """The mixin's hook, for folders without a card: weights that are bound to a licence say so. See train/publish.py."""
+        licence = (self.origin.licence if self.origin else None) or {"id": None, "name": None, "link": None}
+        card = super().generate_model_card(*args, **kwargs)
+        card.data.license, card.data.license_name, card.data.license_link = (licence[key] for key in ("id", "name", "link"))
+        return card
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> "ImageTransformer":
-        """A model in float32 and eval mode, from a folder, a bundled name or a Hub id; see `imtx.checkpoint.find`."""
+        """A model in float32 and eval mode, from a folder, a bundled name or a Hub id; see `imtx.checkpoint.find`.
+
+        revision: branch, tag or commit of a Hub id. Raises CheckpointError.
+        """
         folder = checkpoint.find(name, revision)
         return checkpoint.load(cls, folder)
 

@@ -114,18 +114,20 @@ def sample(
     if model.training:
         raise ValueError("The model is in training mode, where dropout disturbs what is drawn: call model.eval() first.")
     if labels is not None:
-        if not isinstance(labels, Iterable) or not all(_is_whole(label, 0, len(config.classes)) for label in labels):
-            raise ValueError(
-                f"labels must be class indices in 0..{len(config.classes)}, the last for no class; got {labels!r}."
-                if config.classes else "This model has no classes: leave labels out."
-            )
+        if not config.classes:
+            raise ValueError("This model has no classes: leave labels out.")
+        labels = list(labels) if isinstance(labels, Iterable) else labels
+        if not isinstance(labels, list) or not all(_is_whole(label, 0, len(config.classes)) for label in labels):
+            raise ValueError(f"labels must be class indices in 0..{len(config.classes)}, the last for no class; got {labels!r}.")
+        if len(labels) != images:
+            raise ValueError(f"labels must be one a seed, {images} of them, got {len(labels)}.")
         labels = torch.tensor([int(label) for label in labels], device=device)
     if sources is not None and config.source_size:
         sources = _batch(sources, images, config.source_size, "sources", device)
     if given is not None:
         given = _batch(given, images, size, "given", device)
         model.check_levels("given", given)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         context = model.context(images, labels, sources, float(guidance))
     engine = _engine(model, engine)
     steps = _compiled if engine == "compiled" else partial(_pytorch, engine)
@@ -173,9 +175,7 @@ def _compiled(
         yield snapshot(done)
 
 
-# Captures are not made in inference mode: PyTorch's graphs share a state that stays in the mode of a process's first capture
-# (its issue 166792), and a trainer that captures later, outside of that mode, would fail.
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # for captures, see CudaStep
 @torch.no_grad()
 def _pytorch(
     engine: str, model: ImageTransformer, context: Context, uniforms: Tensor, temperature: float, given: Tensor | None,
@@ -191,7 +191,8 @@ def _pytorch(
     if given is not None:
         known = model.order[:start] if config.channels == 3 else _sub_pixels(model.order[:start])
         pixels[:, known] = given.flatten(1)[:, known].repeat(context.copies, 1)
-        model.parallel(pixels.view(rows, size, size, 3), context, caches)  # one forward fills the caches with the given part
+        with torch.autocast(device.type, enabled=False):
+            model.parallel(pixels.view(rows, size, size, 3), context, caches)  # one forward fills the caches with the given part
 
     snapshot_shape = (images, size, size, 3)
     if given_pixels:
@@ -210,14 +211,15 @@ def _eager_step(
     model: ImageTransformer, context: Context, caches: list[Cache], uniforms: Tensor, pixels: Tensor, temperature: float,
     step: int,
 ) -> None:
-    params = model.step(pixels, context, caches, step)  # (N, output parameters)
-    colours = model.output.draw(model.output.temper(params, temperature), uniforms[:, step])  # (N, width)
+    with torch.autocast(pixels.device.type, enabled=False):  # all engines draw the same, in whatever block of the caller's
+        params = model.step(pixels, context, caches, step)  # (N, output parameters)
+        colours = model.output.draw(model.output.temper(params, temperature), uniforms[:, step])  # (N, width)
     first = int(model.layout.order[step]) * colours.shape[1]  # width: sub-pixels a position
     pixels[:, first : first + colours.shape[1]] = colours.repeat(context.copies, 1)
 
 
 def draw(model: ImageTransformer, seeds: Sequence[int], **conditions) -> Tensor:
-    """`sample` to its end: (N, h, w, 3) uint8.
+    """`sample` to its end: (N, h, w, 3) uint8. conditions: `sample`'s arguments but for `every`. Raises ValueError.
 
     All N are drawn at once, with the keys and values of each in memory: 15 MB a picture of the bundled cifar10-dmol-1d, twice
     that with guidance. Thousands are for train/sample.py, which draws them in turns.

@@ -41,6 +41,19 @@ def test_every_block_is_trained_with_the_same_options_and_drawn(run, data, tmp_p
         run(*options[:2], "--max-steps", 2)
 
 
+def test_a_refused_option_binds_nobody(run, data, tmp_path, capfd):  # noqa: F811
+    with pytest.raises(SystemExit, match="ended early"):
+        run("--data", data, "--max-step", 1)
+    assert "Did you mean --max-steps?" in capfd.readouterr().err and not (tmp_path / "out" / "ablation.json").exists()
+
+
+def test_a_damaged_record(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ablation.json").write_text("{")
+    with pytest.raises(SystemExit, match="ablation.json cannot be read"):
+        run("--max-steps", 1)
+
+
 @pytest.mark.parametrize("option", ["--preset", "--resume=latest"])
 def test_the_models_are_chosen_by_the_ablation(run, option, tmp_path, capsys):
     with pytest.raises(SystemExit):

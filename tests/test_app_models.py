@@ -356,7 +356,7 @@ def test_one_that_cannot_be_used_ends_the_start(bundled, tmp_path):
     assert generators["bad"].about.startswith("Cannot be used.")
     save(bad, levels=4)
     with pytest.raises(CheckpointError, match="4 levels"):
-        models.installed([str(bad), str(good)])
+        models.installed([str(good), str(bad)])
     (bad / "config.json").unlink()
     with pytest.raises(CheckpointError, match="no config.json"):
         models.installed([str(good), str(bad)])

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from httpx import ReadTimeout
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -64,6 +67,12 @@ def test_round_trip(case, tmp_path):
     assert_same_weights(loaded, model)
     pixels, condition = pictures(2), conditions(model, 2)
     assert torch.equal(loaded.log_prob(pixels, **condition), model.log_prob(pixels, **condition))
+
+
+def test_loading_leaves_the_global_generator_alone(saved):
+    before = torch.get_rng_state()
+    ImageTransformer.from_pretrained(saved)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_round_trip_as_bfloat16(tmp_path):
@@ -186,16 +195,17 @@ def test_a_disk_that_is_full_is_an_oserror(saved, monkeypatch):
     assert_same_weights(ImageTransformer.from_pretrained(saved), small("dmol", "class"))
 
 
-def test_a_save_that_fails_at_the_very_end_leaves_the_old_model(saved, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_save_that_fails_at_the_very_end_leaves_the_old_model(saved, monkeypatch, error):
     rename = Path.rename
 
     def fail(self, target):
         if self.name == "new":
-            raise OSError("refused")
+            raise error("refused")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(error, match="refused"):
         small("categorical", "sr").save_pretrained(saved)
     monkeypatch.undo()
     assert_same_weights(ImageTransformer.from_pretrained(saved), small("dmol", "class"))
@@ -215,14 +225,32 @@ def test_no_config(saved):
         ("{", "not JSON"),
         ("[]", "object"),
         ('{"n_embd": 8}', "n_embd"),
-        ('{"width": 33}', "33"),
-        ('{"width": "wide"}', ""),
-        ('{"classes": 3}', ""),
+        ("{}", "lacks attention_width, classes, "),
     ],
 )
 def test_a_broken_config(saved, text, cause):
     (saved / "config.json").write_text(text)
     assert_refused(saved, saved / "config.json", cause)
+
+
+@pytest.mark.parametrize(
+    "field, value, cause",
+    [
+        ("width", 33, "33"), ("width", "wide", "wide"), ("classes", 3, "3"), ("memory_block", None, "memory_block"),
+        ("width", 2**40, "cannot be made here"),
+    ],
+)
+def test_a_field_that_fits_no_model(saved, field, value, cause):
+    fields = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(fields | {field: value}))
+    assert_refused(saved, saved / "config.json", cause)
+
+
+def test_a_field_that_is_lost_is_not_made_up(saved):
+    fields = json.loads((saved / "config.json").read_text())
+    del fields["memory_block"]  # which no weight's shape depends on
+    (saved / "config.json").write_text(json.dumps(fields))
+    assert_refused(saved, "config.json lacks memory_block")
 
 
 def test_no_weights(saved):
@@ -296,6 +324,21 @@ def test_an_installed_package_has_no_weights_and_says_where_they_are(monkeypatch
     assert_refused(name, f"There is no folder {name}", "not with the package", "Name a Hub id", "assets/weights of a checkout")
 
 
+def test_a_folder_has_no_revisions(saved):
+    for name in (saved, "cifar10-dmol-1d"):
+        with pytest.raises(CheckpointError, match="which has no revision v2: leave it out"):
+            ImageTransformer.from_pretrained(name, revision="v2")
+
+
+def test_a_hub_that_falls_silent(monkeypatch, tmp_path):
+    def silent(*_, local_files_only=False, **__):
+        raise LocalEntryNotFoundError("") if local_files_only else ReadTimeout("")
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", silent)
+    monkeypatch.setattr(checkpoint, "_reachable", lambda endpoint: True)
+    assert_refused("nobody/nothing", "nobody/nothing cannot be downloaded: ReadTimeout")
+
+
 def test_a_hub_id_without_a_hub(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -308,6 +351,19 @@ def test_a_bundled_name(saved, monkeypatch):
     monkeypatch.setattr(checkpoint, "BUNDLED", saved.parent)
     assert_same_weights(ImageTransformer.from_pretrained("model"), small("dmol", "class"))
     assert_refused("other", "bundled: model")
+
+
+LICENCE = {"id": "other", "name": "for-research", "link": "https://example.org/licence"}
+
+
+@pytest.mark.parametrize("origin, told", [(Origin(licence=LICENCE), LICENCE), (None, dict.fromkeys(LICENCE))])
+def test_a_card_made_on_the_way_to_the_hub_has_the_licence_of_the_weights_or_none(origin, told, tmp_path):
+    model = small("dmol", "class")
+    model.origin = origin
+    model.save_pretrained(tmp_path / "model", repo_id="nobody/nothing")
+    data = ModelCard.load(tmp_path / "model" / "README.md").data
+    assert {"id": data.license, "name": data.license_name, "link": data.license_link} == told
+    assert data.library_name == "imtx"
 
 
 def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):

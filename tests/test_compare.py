@@ -72,6 +72,8 @@ def test_variants_change_one_thing_each():
         assert all(len(v.config) + bool(v.options) == (told != "as it is") for told, v in found.items())
         assert all(v.options or replace(config, **v.config) != config for told, v in found.items() if told != "as it is")
     assert any("memory" in told for told in compare.variants(PRESETS["tiny"], 1e-3))
+    longest = replace(PRESETS["tiny"], memory_block=512)
+    assert {v.config["memory_block"] for v in compare.variants(longest, 1e-3).values() if "memory_block" in v.config} == {256, 1024}
 
 
 def test_a_training_that_fails_ends_the_comparison(run, data, tmp_path, capfd):  # noqa: F811

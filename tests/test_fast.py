@@ -176,6 +176,15 @@ def test_weights_that_change_are_seen():
     assert not torch.equal(before, draw(model, [0]))
     model.load_state_dict(build("modern", "dmol", "1d", "class", bfloat16=True).state_dict())
     assert_same_pictures(model, [0])
+    for weight in model.parameters():
+        weight.data.mul_(0.9)  # which leaves its version as it was
+    assert_same_pictures(model, [0])
+
+
+def test_a_model_that_was_made_in_inference_mode():
+    with torch.inference_mode():
+        model = build("modern", "dmol", "1d", "class")
+    assert torch.equal(draw(model, [0], engine="compiled"), draw(build("modern", "dmol", "1d", "class"), [0]))
 
 
 # ---- engines ------------------------------------------------------------------------------------------------

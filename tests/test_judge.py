@@ -161,6 +161,13 @@ def test_what_cannot_be_judged(run, options, sentence):
         run(*options)
 
 
+def test_models_of_one_name_are_told_apart():
+    assert judge.told_apart(["runs/a/model", "b"]) == ["model", "b"]
+    assert judge.told_apart(["runs/a/model", "runs/b/model"]) == ["runs/a/model", "runs/b/model"]
+    with pytest.raises(SystemExit, match=r"two models are called \.\.\./model"):
+        judge.told_apart(["../a/model", "../b/model"])
+
+
 @pytest.mark.parametrize("option, sentence", [
     (("--samples", 1), "--samples must be at least 2"), (("--temperatures", 0.9, 0), "from 1e-30 to 1e+30, got 0.9 0"),
     (("--guidances", 1, 21), "from 0 to 20, got 1.0 21.0"),

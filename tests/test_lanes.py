@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ from server import ROOT
 FORKED = """
 import os
 from dataclasses import replace
-from imtx import PRESETS, ImageTransformer, draw
+from imtx import PRESETS, ImageTransformer, draw, fast
 model = ImageTransformer(replace(PRESETS["tiny"], image_size=8, layers=1, query_block=16, memory_block=16)).eval()
 before = [draw(model, range(images)).tolist() for images in (1, 3)]
-child = os.fork()
+with fast._buffers._lock:  # as another thread may, at that moment
+    child = os.fork()
 if child == 0:
     os._exit([draw(model, range(images)).tolist() for images in (1, 3)] != before)
 assert os.waitpid(child, 0)[1] == 0
@@ -106,7 +108,7 @@ class Clock:
 
 
 def test_two_lanes_work_while_they_are_quicker(monkeypatch):
-    clock, crew = Clock(monkeypatch, one=1.0, two=0.6), Lanes(2)
+    clock, crew = Clock(monkeypatch, one=1.0, two=0.6), Lanes(2, abandon=pytest.fail)
     with drawing():
         for _ in range(5):
             crew.run(clock.work, 8)
@@ -118,7 +120,7 @@ def test_two_lanes_work_while_they_are_quicker(monkeypatch):
 
 
 def test_one_lane_is_never_two(monkeypatch):
-    clock, crew = Clock(monkeypatch, one=1.0, two=0.1), Lanes(1)
+    clock, crew = Clock(monkeypatch, one=1.0, two=0.1), Lanes(1, abandon=pytest.fail)
     with drawing():
         for _ in range(3):
             crew.run(clock.work, 8)
@@ -126,7 +128,7 @@ def test_one_lane_is_never_two(monkeypatch):
 
 
 def test_while_another_picture_is_drawn_one_lane_works(monkeypatch):
-    clock, crew = Clock(monkeypatch, one=1.0, two=0.1), Lanes(2)
+    clock, crew = Clock(monkeypatch, one=1.0, two=0.1), Lanes(2, abandon=pytest.fail)
     with drawing():
         crew.run(clock.work, 8)
         other = sample(small("dmol", "class").float(), [0], every=1, engine="compiled")
@@ -135,6 +137,24 @@ def test_while_another_picture_is_drawn_one_lane_works(monkeypatch):
         other.close()
         crew.run(clock.work, 8)
     assert clock.calls == [1, 1, 2]
+
+
+def test_ctrl_c_before_a_lane_has_begun_leaves_no_thread_that_waits_for_it(monkeypatch):
+    model, waiting = small("dmol", "class").float(), []
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    expected = draw(model, [0], engine="compiled")
+    submit = lanes._other_lane.submit
+
+    def interrupted(*call):
+        waiting.append(submit(*call))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lanes, "_other_lane", SimpleNamespace(submit=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        draw(model, [0], engine="compiled")
+    waiting[0].result(timeout=60)
+    monkeypatch.undo()
+    assert torch.equal(draw(model, [0], engine="compiled"), expected)
 
 
 def test_a_lane_waits_for_one_that_is_late():

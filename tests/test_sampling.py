@@ -39,6 +39,20 @@ def test_drawing_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_labels_may_come_from_an_iterator():
+    model = small("dmol", "class")
+    assert torch.equal(draw(model, [0, 1], labels=iter([1, 0])), draw(model, [0, 1], labels=[1, 0]))
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_autocast_around_a_call_changes_nothing(task, engine):
+    model = small("dmol", task).float()
+    options = dict(given=pictures(1), given_pixels=20, engine=engine, **conditions(model, 1))
+    expected = draw(model, [3], **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(draw(model, [3], **options), expected)
+
+
 # ---- what is yielded ----------------------------------------------------------------------------------------
 
 
@@ -146,7 +160,8 @@ def test_completing_a_drawn_image_with_its_seed_gives_it_back(model):
         ("class", {"temperature": -1.0}, "temperature.*-1.0"),
         ("class", {"temperature": math.nan}, "temperature.*nan"),
         ("class", {"temperature": math.inf}, "temperature.*inf"),
-        ("class", {"labels": [0, 1]}, r"labels.*\(1,\).*\(2,\)"),
+        ("class", {"labels": [0, 1]}, "labels must be one a seed, 1 of them, got 2"),
+        ("class", {"labels": []}, "labels must be one a seed, 1 of them, got 0"),
         ("class", {"labels": [3]}, "label.*3"),
         ("class", {"labels": [-1]}, "label.*-1"),
         ("class", {"sources": pictures(1, 2)}, "takes no source"),

@@ -19,8 +19,9 @@ matplotlib.use("Agg")  # draws into files, needs no screen
 from matplotlib import pyplot as plt
 
 import trainings
-from files import write_whole
+from files import check_writable, write_whole
 from imtx import PRESETS
+from publishing.records import RUN
 
 # CIFAR-10 test bits/dim of the paper's categorical model with 8 layers, by block size in sub-pixels.
 PAPER = {8: 4.06, 16: 3.47, 64: 3.13, 256: 2.99}
@@ -62,18 +63,18 @@ def main() -> None:
     if any(option.split("=")[0] in ("--preset", "--resume") for option in options):
         parser.error("--preset and --resume are chosen here, one model a block size.")
     record = args.output / "ablation.json"
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-        found = json.loads(record.read_text()) if record.exists() else {"options": options, "bits_per_dim": {}}
-        write_whole(record, json.dumps(found, indent=2) + "\n")  # before anything is trained: all blocks have the same options
-    except OSError as error:
-        raise SystemExit(f"{args.output} cannot be written to: {error.strerror}.") from error
+    check_writable(args.output)
+    args.output.mkdir(parents=True, exist_ok=True)
+    found = trainings.noted(record) or {"options": options, "bits_per_dim": {}}
     if found["options"] != options:
         raise SystemExit(f"{record} is of other options: {' '.join(found['options'])}. Choose another folder.")
     for block in PAPER:
         if str(block) not in found["bits_per_dim"]:
-            found["bits_per_dim"][str(block)] = train(block, args.output, options)
-            write_whole(record, json.dumps(found, indent=2) + "\n")
+            try:
+                found["bits_per_dim"][str(block)] = train(block, args.output, options)
+            finally:
+                if (args.output / str(block) / RUN).exists():  # from now on all have these options; a refusal binds nobody
+                    write_whole(record, json.dumps(found, indent=2) + "\n")
     chart({int(block): value for block, value in found["bits_per_dim"].items()}, args.output / "ablation.png")
     print(json.dumps(found))
 

@@ -110,7 +110,7 @@ class Checkpoints:
         sharded = any(folder.glob("pytorch_model_fsdp*"))
         if sharded != (self.accelerator.distributed_type == DistributedType.FSDP):
             raise SystemExit(f"--resume: {folder} was saved {'with' if sharded else 'without'} FSDP, go on with it likewise.")
-        saved = {name: open_model(folder / name) for name in self.models}  # draws numbers: before random states come back
+        saved = {name: open_model(folder / name) for name in self.models}
         for name, model in self.models.items():
             if found := difference(saved[name].config, model.config):
                 field, there, here = found

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import data
-from files import part, write_whole
+from files import try_out, write_whole
 from imtx import Config
 from imtx.presets import CIFAR10_CLASSES
 from optimization import batch_indices, rate_factor
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     images, validation = data.hold_out(images, data.validation_size(len(images), VALIDATION))
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        part(args.output).touch()  # better refused now than after the training
+        try_out(args.output)
     except OSError as error:
         raise SystemExit(f"--output: {args.output} cannot be written: {error.strerror}.") from error
     torch.manual_seed(args.seed)
@@ -192,10 +192,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         found = fit(model, images, validation, seed=args.seed, autocast=args.mixed_precision == "bf16", **budget)
     except KeyboardInterrupt as error:
-        part(args.output).unlink()
         raise SystemExit("Interrupted before its end: no classifier is kept.") from error
     model.about |= found | {"commit": commit(), "hardware": hardware(torch.device("cpu"))}
-    model.save(args.output)
+    try:
+        model.save(args.output)
+    except OSError as error:
+        raise SystemExit(f"--output: {args.output} cannot be written: {error.strerror}. No classifier is kept.") from error
     print(json.dumps(found | {"output": str(args.output)}))
 
 

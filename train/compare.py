@@ -42,6 +42,7 @@ def variants(config: Config, rate: float) -> dict[str, Variant]:
         found |= {
             f"memory block {config.memory_block} -> {length}": Variant({"memory_block": length})
             for length in (config.memory_block // 2, 2 * config.memory_block, 4 * config.memory_block)
+            if length <= config.positions
         }
     found |= {f"rate {rate:g} -> {other:g}": Variant(options=("--learning-rate", f"{other:g}")) for other in (rate / 2, 2 * rate)}
     found |= {
@@ -101,7 +102,7 @@ def main() -> None:
     asked = {"begin": name, "max_steps": args.max_steps, "learning_rate": args.learning_rate, "options": options}
     asked["variants"] = list(chosen)  # a folder is named after its place among them
     record, found, budget = args.output / "compare.json", {}, 0
-    if record.exists() and json.loads(record.read_text()) != asked:
+    if trainings.noted(record) not in (None, asked):
         raise SystemExit(f"{record} is of other options. Choose another folder for --output.")
     warmup = str(WARMUPS[args.init is not None])  # each begins with --init: of fresh weights, too
     for number, (told, variant) in enumerate(chosen.items()):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import data
 from averaging import average, open_model
-from files import part, write_whole
+from files import try_out, write_whole
 from imtx import ImageTransformer, draw
 from likelihood import bits, bits_per_dim, breakdown, measure, sources_of
 from memory import keep_freed_memory
@@ -91,11 +91,8 @@ def write_breakdown(file: Path, parts: dict | None = None) -> None:
     """Raises SystemExit with a sentence if `file` cannot be written. Without `parts` it only tries: better now than after
     an evaluation of hours."""
     try:
-        if file.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
         if parts is None:
-            part(file).touch()
-            part(file).unlink()
+            try_out(file)
         else:
             write_whole(file, json.dumps(parts) + "\n")
     except OSError as error:
@@ -142,10 +139,10 @@ def main(argv: list[str] | None = None) -> None:
     model.to(accelerator.device)
 
     condition = "source" if config.source_size else "label" if config.classes and images.labels is not None else None
-    started = time.time()
+    started = time.monotonic()
     options = {"batch_size": args.batch_size, "compile": args.compile}
     nats = measure(model, images, **options)
-    seconds = time.time() - started
+    seconds = time.monotonic() - started
     result = {"bits_per_dim": bits(nats.images, config.sub_pixels)}
     if condition and len(images) > 1:
         # A model that listens to its condition pays more for a wrong one.

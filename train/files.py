@@ -16,6 +16,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
     os.replace(part(path), path)
 
 
+def try_out(path: Path) -> None:
+    """Raises OSError if `write_whole` could not write this file: better now than after hours. Leaves nothing behind."""
+    if path.is_dir():
+        raise IsADirectoryError(0, "it is a folder")
+    part(path).touch()
+    part(path).unlink()
+
+
 def check_writable(output: Path) -> None:
     """Raises SystemExit with a sentence if nothing can be made in the folder, or where it is to be. Leaves nothing behind."""
     try:

@@ -28,6 +28,7 @@ from averaging import open_model
 from classifier import Classifier, predict
 from imtx import Config, ImageTransformer, draw
 from imtx.sampling import HOTTEST, MOST_GUIDANCE
+from publishing.records import shortened
 
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 
@@ -99,6 +100,14 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def told_apart(names: list[str]) -> list[str]:
+    """What the table calls the models: the end of each name or, where these are alike, the name. Raises SystemExit for twins."""
+    for called in ([Path(name).name for name in names], [shortened(name) for name in names]):
+        if len(set(called)) == len(called):
+            return called
+    raise SystemExit(f"--checkpoint: two models are called {max(called, key=called.count)}. Judge them one after the other.")
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -124,7 +133,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     classifier = Classifier.load(args.classifier)
-    models = {Path(name).name: open_model(name) for name in args.checkpoint}
+    models = {told: open_model(name) for told, name in zip(told_apart(args.checkpoint), args.checkpoint)}
     for name, model in models.items():
         check(name, model.config, classifier)
     config = model.config  # of any of them: all draw the same kind of pictures
@@ -138,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         "accuracy": accuracy, "accuracy_standard_error": error, "images": len(images), "samples": args.samples,
         "real_frechet_distance": frechet_distance(real, other), "judged": [],
     }
-    labels, began = torch.arange(args.samples) % len(config.classes), time.time()
+    labels, began = torch.arange(args.samples) % len(config.classes), time.monotonic()
     for name, model in models.items():
         for temperature, guidance in itertools.product(args.temperatures, args.guidances):
             found, features = predict(classifier, samples(model, labels, temperature, guidance, args.batch_size))
@@ -147,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
             row = {"model": name, "temperature": temperature, "guidance": guidance}
             result["judged"].append(row | {"share": agreeing, "standard_error": error, "frechet_distance": distance})
     drawn = args.samples * len(result["judged"])
-    result["samples_per_second"] = round(drawn / (time.time() - began), 2)
+    result["samples_per_second"] = round(drawn / (time.monotonic() - began), 2)
     print(f"{table(result)}\n{json.dumps(result)}")
 
 

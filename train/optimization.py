@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from imtx.checkpoint import in_a_block
 from processes import whole
 
 DECAY_SHARE = 0.15  # of the budget, at its end
@@ -19,7 +20,7 @@ def optimizers(model: nn.Module, kind: str, rate: float, weight_decay: float) ->
     al., 2024) orthogonalises a matrix's update; with updates scaled to AdamW's size ("match_rms_adamw") one rate serves
     both. "adamw": AdamW for all of it. "paper": Adam as T2T has it. Weight decay is for the matrices inside the blocks.
     """
-    inside = [p for n, p in model.named_parameters() if p.ndim == 2 and ("decoder." in n or "encoder." in n)]
+    inside = [p for n, p in model.named_parameters() if p.ndim == 2 and in_a_block(n)]
     chosen = {id(p) for p in inside}
     others = [p for p in model.parameters() if id(p) not in chosen]
     if kind == "paper":
@@ -64,13 +65,14 @@ class Average:
 def batch_indices(step: int, batch_size: int, images: int, seed: int) -> torch.Tensor:
     """(batch_size,) int64: the images of a step. Every epoch is a new permutation.
 
-    A function of its arguments alone, so that a resumed run sees what an uninterrupted one would have seen.
+    A function of its arguments alone, so that a resumed run sees what an uninterrupted one would have seen. Two seeds' epochs
+    have no order in common.
     """
     place = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = place // images
     chosen = torch.empty_like(place)
     for epoch in epochs.unique().tolist():
-        chosen[epochs == epoch] = _permutation(images, seed + epoch)[place[epochs == epoch] % images]
+        chosen[epochs == epoch] = _permutation(images, 1_000_003 * seed + epoch)[place[epochs == epoch] % images]
     return chosen
 
 

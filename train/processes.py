@@ -80,7 +80,7 @@ def rank() -> int:
 
 
 def our_share(items: Sequence) -> Sequence:
-    """Every item is in one process's share: this one's number, and each so many after it; perhaps none."""
+    """Of all items those that fall to this process, dealt out in turn; perhaps none. Together the shares hold each item once."""
     return items[rank() :: distributed.get_world_size()] if distributed.is_initialized() else items
 
 

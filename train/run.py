@@ -278,13 +278,13 @@ class Run:
             for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which does go on now
                 (folder / RECORD).unlink(missing_ok=True)
         self.report.begin(progress.step, progress.seconds, progress.share(args), args.max_steps)
-        since = time.time()
+        since = time.monotonic()
         while progress.share(args) < 1:
             if args.schedule == "constant" and not progress.decaying and progress.share(args) >= 1 - DECAY_SHARE:
                 self.save_checkpoint("before-decay")  # a run can be prolonged from here, at the constant rate
                 progress.decaying = True
             self.report.step(self.train_step())
-            now = time.time()
+            now = time.monotonic()
             progress.seconds, since = progress.seconds + now - since, now
             self.agree()
             if self.report.due(progress.seconds):
@@ -294,7 +294,7 @@ class Run:
                 raise SystemExit(f"Interrupted at step {progress.step}. --resume latest goes on from there.")
             if progress.step % args.every == 0 and progress.share(args) < 1:
                 self.milestone()
-                since = time.time()  # validation and sample sheets are not charged to --max-minutes
+                since = time.monotonic()  # validation and sample sheets are not charged to --max-minutes
         self.log_losses()
 
     def agree(self) -> None:

@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = Accelerator()
     check_launch(accelerator)
     samples = Samples(args, open_model(args.checkpoint))
-    since = time.time()
+    since = time.monotonic()
     try:
         if accelerator.is_main_process:
             claim(args.output, samples.settings())
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         print(json.dumps({
             "samples": args.count, "drawn": drawn, "files": len(samples.files), "output": str(args.output),
-            "num_processes": accelerator.num_processes, "samples_per_second": round(drawn / (time.time() - since), 2),
+            "num_processes": accelerator.num_processes, "samples_per_second": round(drawn / (time.monotonic() - since), 2),
         }))
 
 

@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from a checkout, with nothing installed
 
 from imtx.checkpoint import BUNDLED
+from files import write_whole
 from publishing.cards import GENERATION, SUPER_RESOLUTION, Entry
 from publishing.records import read_text
 
@@ -56,7 +57,7 @@ def renewed(readme: str, table: str) -> str:
 
 def main() -> None:
     readme = ROOT / "README.md"
-    readme.write_text(renewed(read_text(readme), table()), encoding="utf-8")
+    write_whole(readme, renewed(read_text(readme), table()))
 
 
 if __name__ == "__main__":

@@ -129,9 +129,10 @@ def kept_rows(model: ImageTransformer) -> int:
 def installed(named: Sequence[str] = ()) -> tuple[dict[str, Installed], dict[str, Installed]]:
     """By name, the models that draw from nothing or go on with a part; and those that enlarge. The first of each is loaded.
 
-    `named` come first: folders, bundled names or Hub ids from the command line. Whoever starts the demo with a model that
-    cannot be used is told so by a CheckpointError. A bundled model that cannot be read is left out, with a line in the
-    log; the first of a task stays in, so that visitors are told why there is none.
+    `named` come first: folders, bundled names or Hub ids from the command line. One whose config.json cannot be used, or that
+    the page would start with and whose weights cannot be read, is a CheckpointError; other weights are read when asked for.
+    A bundled model that cannot be read is left out, with a line in the log; the first of a task stays in, so that visitors
+    are told why there is none.
     """
     folders: dict[str, Path] = {}  # in the order of the lists
     bundled = [GENERATOR, UPSCALER]
@@ -146,10 +147,10 @@ def installed(named: Sequence[str] = ()) -> tuple[dict[str, Installed], dict[str
     generators, upscalers = {}, {}
     for name, folder in folders.items():
         model = Installed(name, folder)
+        if name in own and model.error:
+            raise CheckpointError(model.error)
         if model.config is not None:
             task = upscalers if model.config.source_size else generators
-        elif name in own:
-            raise CheckpointError(model.error)
         elif name in (GENERATOR, UPSCALER):
             task = upscalers if name == UPSCALER else generators
         else:

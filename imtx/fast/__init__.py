@@ -22,10 +22,10 @@ from .buffers import Buffers
 from .lanes import Lanes, drawing
 
 IMAGES_A_GROUP = 4
-PIXELS_A_CALL = 32  # after so many, a generator that was closed gets to stop
+PIXELS_A_CALL = 32  # after so many, Ctrl-C gets in, and `Lanes` decides anew
 PIXELS_IN_FIRST_CALL = 4  # by one thread, to see whether two are faster
 
-_packed = weakref.WeakKeyDictionary()  # model -> (state of its weights, shape, weights)
+_packed = weakref.WeakKeyDictionary()  # model -> (a sum of each of its weights, shape, weights)
 _buffers = Buffers()
 _compiled = set()  # dtypes of the matrices for which `warm` has been through
 _unkept = []  # why code that was compiled could not be kept, for `obstacle`
@@ -88,6 +88,7 @@ def draw_pixels(
     uniforms: (N, P, draws a position) float64. pixels: (N, sub-pixels) uint8 in raster order with what is known; it holds
     what is drawn whenever this yields.
     """
+    from .meeting import GONE
     from .step import advance
     from .weights import allocate, cache_size
 
@@ -102,7 +103,7 @@ def draw_pixels(
     with drawing(), _buffers.lent([cache_size(model, weights, context.copies * len(group)) for group in groups]) as lent:
         with torch.inference_mode():
             memory = [allocate(model, weights, context, uniforms, pixels, *each) for each in zip(parts, lent)]
-        lanes = Lanes(min(threads, len(memory[0][1])))
+        lanes = Lanes(min(threads, len(memory[0][1])), abandon=lambda: memory[0][0].arrived.fill(GONE))
 
         def draw_group(group: int, first: int, last: int, lane: int = 0, of: int = 1) -> None:
             state, scratch = memory[group]
@@ -127,21 +128,29 @@ def _pack(model: ImageTransformer) -> tuple:
     """The model's arrays, made once, and again when its weights have changed."""
     from .weights import pack
 
-    state = [(weight.data_ptr(), weight._version) for weight in model.parameters()]
-    if model not in _packed or _packed[model][0] != state:
-        with torch.inference_mode():
+    with torch.inference_mode():
+        # A sum of all bits: a weight's version would not tell what was written through `.data`.
+        state = [weight.view(torch.int32).sum(dtype=torch.int64).item() for weight in model.parameters()]
+        if model not in _packed or _packed[model][0] != state:
             _packed[model] = (state, *pack(model))
     return _packed[model][1:]
 
 
-@lru_cache  # emptied in a forked process, which has one thread
+@lru_cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """For all draws: new threads each time would leave memory behind."""
     return ThreadPoolExecutor(threads, thread_name_prefix="imtx")
 
 
+def _after_fork() -> None:
+    """A forked process has one thread: pools are empty there, and locks that others held would stay held."""
+    global _buffers
+    _buffers = Buffers()
+    _pool.cache_clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _threads() -> int:

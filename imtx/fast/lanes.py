@@ -13,7 +13,7 @@ CALLS_OF_REST = 8  # with one thread, where two have turned out slower, until th
 def _begin() -> None:
     global _lock, _pictures, _other_lane
     _lock = threading.Lock()
-    _pictures = 0  # or batches, that are being drawn in this process
+    _pictures = 0  # pictures, or batches of them, that are being drawn in this process
     _other_lane = ThreadPoolExecutor(1, thread_name_prefix="imtx-lane")
 
 
@@ -42,9 +42,9 @@ class Lanes:
     other waits for it at every meeting, and one thread alone does better: so it is while someone else's picture is drawn.
     """
 
-    def __init__(self, most: int):
-        """most: threads that may work on the picture, 1 or 2."""
-        self.most = most
+    def __init__(self, most: int, abandon: Callable[[], None]):
+        """most: threads that may work on the picture, 1 or 2. abandon: has a thread that waits for the other go on alone."""
+        self.most, self.abandon = most, abandon
         self.rest = 1  # calls with one thread before two are tried: to know its speed
         self.one_takes = 0.0  # seconds a pixel, when last measured
 
@@ -53,9 +53,14 @@ class Lanes:
         begin = time.perf_counter()
         two = self.most > 1 and not self.rest and _pictures == 1
         if two:
-            other = _other_lane.submit(work, 1, 2)
-            work(0, 2)
-            other.result()
+            try:
+                other = _other_lane.submit(work, 1, 2)
+                work(0, 2)
+                other.result()
+            except BaseException:
+                # Ctrl-C may come before this thread has begun, and the other would wait for it for ever.
+                self.abandon()
+                raise
         else:
             work(0, 1)
         seconds = (time.perf_counter() - begin) / pixels

@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 
 from .arithmetic import kernel
 
+GONE = 2**63 - 1  # the count of a lane that nobody is to wait for
 PATIENCE = 2_000  # looks at a count, a few microseconds
 let_others_run = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
 

@@ -73,7 +73,7 @@ class State(NamedTuple):
     source_values: np.ndarray  # (L, N, C, H, S, D)
     keys: np.ndarray  # (L, N, C, P, H D): all steps
     values: np.ndarray
-    window_keys: np.ndarray  # (L, N, C, H, D, W): what the query block at work sees, laid out for products along steps
+    window_keys: np.ndarray  # (L, N, C, H, D, W + 16): what the query block at work sees, laid out for products along steps
     window_values: np.ndarray  # (L, N, C, H, W, D)
     made: np.ndarray  # (2, C, N, d): what the parts of a sub-layer add to x; two, as the next one is made while this is read
     arrived: np.ndarray  # (C, LINE / 8) int64: how far each lane is

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from httpx import HTTPError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -86,8 +87,9 @@ def licence(name: str) -> dict[str, str | None] | None:
     if not Path(name).is_dir() and folder.parent.name == "snapshots":  # of a Hub id, whose weights came without the card
         try:
             card = Path(hf_hub_download(name, "README.md", revision=folder.name))
-        except (EntryNotFoundError, HfHubHTTPError) as error:
-            print(f"The card of {name} cannot be read, nor its licence: {str(error).splitlines()[0]}", file=sys.stderr)
+        except (EntryNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
+            cause = str(error).partition("\n")[0] or type(error).__name__
+            print(f"The card of {name} cannot be read, nor its licence: {cause}", file=sys.stderr)
     return licence_of(card) if card.exists() else inherited
 
 
