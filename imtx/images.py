@@ -37,7 +37,8 @@ class BadImage(ValueError):
 def open_image(path: str | Path) -> Image.Image:
     """An upright 8-bit RGB picture: first frame, EXIF rotation applied, transparency over white.
 
-    Raises BadImage, and OSError where there is no file to be read. The size is checked before anything is decoded: a few kB of PNG can hold gigabytes of pixels.
+    Raises BadImage, and OSError where there is no file to be read. The size is checked before anything is decoded: a few kB
+    of PNG can hold gigabytes of pixels.
     """
     if os.path.getsize(path) > MAX_BYTES:
         raise BadImage(f"This file is too large: send a picture of at most {MAX_BYTES // 10**6} MB.")
