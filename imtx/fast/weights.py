@@ -96,15 +96,53 @@ class Scratch(NamedTuple):
 
 def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
     """Copies a float32 model on the CPU into arrays."""
-    config, layout, embedding = model.config, model.layout, model.embedding
-    modern, dmol = config.family == "modern", config.output == "dmol"
-    d, positions, blocks = config.width, config.positions, list(model.decoder)
+    config, layout = model.config, model.layout
+    halves = config.heads % MOST_PARTS == 0 and config.ffn % MOST_PARTS == 0
+    parts = MOST_PARTS if halves else 1
+    kind = MODERN if config.family == "modern" else PAPER_PIXELS if config.output == "dmol" else PAPER_LEVELS
+    shape = Shape(kind, config.output == "dmol", config.levels, config.channels, config.heads // parts, layout.query_block)
+    return shape, Weights(**_tables(model), **_embedding(model, kind), **_blocks(model, parts), **_output(model))
+
+
+def _tables(model: ImageTransformer) -> dict[str, np.ndarray]:
+    layout, positions = model.layout, model.config.positions
     memory = layout.memory.clone()
     lengths = (memory >= 0).sum(dim=1)
     for block in range(layout.blocks):  # -1 to the end; 1D layouts fill up at the front
         memory[block, : lengths[block]] = layout.memory_steps(block)
+    rotary = model.rotary(slice(None))
+    cos, sin = (np.zeros((positions, 0), np.float32),) * 2 if rotary is None else map(numbers, rotary)
+    return dict(order=layout.order.numpy().copy(), memory=memory.numpy(), memory_length=lengths.numpy(), cos=cos, sin=sin)
 
-    narrow = _fits_bfloat16(model)
+
+def _embedding(model: ImageTransformer, kind: int) -> dict[str, np.ndarray]:
+    config, embedding = model.config, model.embedding
+    found = dict(
+        cells=np.zeros((config.positions, 3, 0), np.int64),
+        predictor=np.zeros((0, 3), np.float32), predictor_bias=np.zeros(3, np.float32),
+    )
+    if kind == MODERN:
+        place, seen = embedding.row(embedding.step_row) + embedding.column(embedding.step_column), embedding.neighbours
+        if embedding.channel is not None:
+            place = place + embedding.channel(embedding.step_channel)
+        stem, bias = embedding.stem.weight.T, embedding.stem.bias
+        if config.source_size:
+            found["cells"] = embedding.cells.numpy().copy()
+        if config.output == "dmol":
+            found |= dict(predictor=numbers(embedding.predictor.weight.T), predictor_bias=numbers(embedding.predictor.bias))
+    else:
+        place, seen = embedding.place(slice(None)), before_table(config, model.layout)
+        if kind == PAPER_PIXELS:
+            stem, bias = embedding.colour.pixel.weight.T, embedding.colour.pixel.bias
+        else:
+            stem, bias = embedding.colour.value.weight * config.width**0.5, torch.zeros(config.width)
+    return found | dict(seen=seen.numpy().copy(), place=numbers(place), stem=numbers(stem), stem_bias=numbers(bias))
+
+
+def _blocks(model: ImageTransformer, parts: int) -> dict[str, np.ndarray]:
+    config, blocks, narrow = model.config, list(model.decoder), _fits_bfloat16(model)
+    modern, source = config.family == "modern", bool(config.source_size)
+    d, inner, gated = config.width, config.heads * config.head_width, 2 if modern else 1  # SwiGLU: a gate and a value
 
     def matrix(weight: Tensor) -> np.ndarray:
         """(..., out, in) -> (..., in, out)"""
@@ -121,72 +159,54 @@ def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
         """(L, out, n) -> (L, C, out, n / C)"""
         return weight.unflatten(2, (parts, -1)).transpose(1, 2)
 
-    def each(pick, shape: tuple[int, ...]) -> Tensor:
-        """(L, ...), of every decoder block; (0, ...) of none, where `pick` gives nothing."""
-        picked = [pick(block) for block in blocks]
-        return torch.empty(0, *shape) if picked[0] is None else torch.stack([t.detach() for t in picked])
+    def each(pick) -> Tensor:
+        """(L, ...), of every decoder block."""
+        return torch.stack([pick(block).detach() for block in blocks])
 
-    def norm(layer: nn.Module) -> Tensor:
-        bias = layer.bias if isinstance(layer, nn.LayerNorm) else torch.zeros(d)
-        return torch.stack([layer.weight.detach(), bias.detach()])  # (2, d)
-
-    source = bool(config.source_size)
-    inner, gated = config.heads * config.head_width, 2 if modern else 1  # SwiGLU: a gate and a value
-    parts = MOST_PARTS if config.heads % MOST_PARTS == config.ffn % MOST_PARTS == 0 else 1
-    if modern:
-        place = embedding.row(embedding.step_row) + embedding.column(embedding.step_column)
-        if embedding.channel is not None:
-            place = place + embedding.channel(embedding.step_channel)
-        stem, stem_bias, seen, kind = embedding.stem.weight.T, embedding.stem.bias, embedding.neighbours, MODERN
+    queries, back = torch.empty(0, inner, d), torch.empty(0, d, inner)  # of the source attention: none
+    if source:
+        queries, back = each(lambda b: b.source_attention.q.weight), each(lambda b: b.source_attention.out.weight)
+    if modern:  # whose feed-forward layers have no biases, and whose queries and keys have gains
+        up_bias, down_bias = torch.zeros(len(blocks), gated * config.ffn), torch.zeros(len(blocks), d)
+        gains = each(lambda b: _qk_gains(b, source))
     else:
-        place, seen = embedding.place(slice(None)), before_table(config, layout)
-        if dmol:
-            pixel = embedding.colour.pixel
-            stem, stem_bias, kind = pixel.weight.T, pixel.bias, PAPER_PIXELS
-        else:
-            stem, stem_bias, kind = embedding.colour.value.weight * d**0.5, torch.zeros(d), PAPER_LEVELS
-    guessed = modern and dmol
-    return Shape(kind, dmol, config.levels, config.channels, config.heads // parts, layout.query_block), Weights(
-        order=layout.order.numpy().copy(), memory=memory.numpy(), memory_length=lengths.numpy(),
-        cos=numbers(model.cos) if modern else np.zeros((positions, 0), np.float32),
-        sin=numbers(model.sin) if modern else np.zeros((positions, 0), np.float32),
-        seen=seen.numpy().copy(),
-        cells=embedding.cells.numpy().copy() if modern and source else np.zeros((positions, 3, 0), np.int64),
-        place=numbers(place), stem=numbers(stem), stem_bias=numbers(stem_bias),
-        predictor=numbers(embedding.predictor.weight.T) if guessed else np.zeros((0, 3), np.float32),
-        predictor_bias=numbers(embedding.predictor.bias) if guessed else np.zeros(3, np.float32),
-        qkv=matrix(by_out(each(lambda b: b.attention.qkv.weight, ()), 3)),
-        out=matrix(by_in(each(lambda b: b.attention.out.weight, ()))),
-        source_q=matrix(by_out(each(lambda b: b.source_attention.q.weight if source else None, (inner, d)), 1)),
-        source_out=matrix(by_in(each(lambda b: b.source_attention.out.weight if source else None, (d, inner)))),
-        up=matrix(by_out(each(lambda b: b.ffn.up.weight, ()), gated)),
-        up_bias=numbers(
-            by_out(each(lambda b: (torch.zeros(2 * config.ffn) if modern else b.ffn.up.bias)[:, None], ()), gated).squeeze(-1)
-        ),
-        down=matrix(by_in(each(lambda b: b.ffn.down.weight, ()))),
-        down_bias=numbers(each(lambda b: b.ffn.down.bias if not modern else torch.zeros(d), ())),
-        norms=numbers(each(lambda b: torch.stack([norm(n) for n in _norms(b, source)]), ())),
-        qk_gains=numbers(each(lambda b: _qk_gains(b, source) if modern else torch.ones(3, config.head_width), ())),
-        last_gain=numbers(model.norm.weight) if modern else np.zeros(0, np.float32),
-        head=numbers(model.head.weight.T),
-        head_bias=zeros(model.output.parameters) if model.head.bias is None else numbers(model.head.bias),
+        up_bias, down_bias = each(lambda b: b.ffn.up.bias), each(lambda b: b.ffn.down.bias)
+        gains = torch.ones(len(blocks), 3, config.head_width)
+    return dict(
+        qkv=matrix(by_out(each(lambda b: b.attention.qkv.weight), 3)), out=matrix(by_in(each(lambda b: b.attention.out.weight))),
+        source_q=matrix(by_out(queries, 1)), source_out=matrix(by_in(back)),
+        up=matrix(by_out(each(lambda b: b.ffn.up.weight), gated)),
+        up_bias=numbers(by_out(up_bias.unsqueeze(-1), gated).squeeze(-1)),  # (L, gated F) -> (L, C, gated F / C)
+        down=matrix(by_in(each(lambda b: b.ffn.down.weight))), down_bias=numbers(down_bias),
+        norms=numbers(each(lambda b: _norms(b, source))), qk_gains=numbers(gains),
     )
 
 
-def _norms(block: nn.Module, source: bool) -> tuple[nn.Module, nn.Module, nn.Module]:
-    return block.attention_norm, block.source_norm if source else block.ffn_norm, block.ffn_norm  # the second: not read without
+def _norms(block: nn.Module, source: bool) -> Tensor:
+    """(3, 2, d): gain and bias of the norms of attention, source attention (without a source not read) and feed-forward."""
+    norms = (block.attention_norm, block.source_norm if source else block.ffn_norm, block.ffn_norm)
+    biases = [norm.bias if isinstance(norm, nn.LayerNorm) else torch.zeros_like(norm.weight) for norm in norms]
+    return torch.stack([torch.stack([norm.weight, bias]) for norm, bias in zip(norms, biases)])
 
 
 def _qk_gains(block: nn.Module, source: bool) -> Tensor:
+    """(3, D): of queries, of keys, and of the source attention's queries (without a source not read)."""
     last = block.source_attention if source else block.attention
-    norms = [block.attention.query_norm, block.attention.key_norm, last.query_norm]
-    return torch.stack([norm.weight.detach() for norm in norms])  # (3, D); the last is not read without a source
+    return torch.stack([norm.weight for norm in (block.attention.query_norm, block.attention.key_norm, last.query_norm)])
 
 
 def _fits_bfloat16(model: ImageTransformer) -> bool:
     """Whether the matrices in the decoder's blocks are made of bfloat16 numbers, as they are when stored in them."""
     matrices = (weight for weight in model.decoder.parameters() if weight.ndim == 2)
     return all(torch.equal(weight, weight.bfloat16().float()) for weight in matrices)
+
+
+def _output(model: ImageTransformer) -> dict[str, np.ndarray]:
+    bias = model.head.bias
+    return dict(
+        last_gain=numbers(model.norm.weight) if model.config.family == "modern" else np.zeros(0, np.float32),
+        head=numbers(model.head.weight.T), head_bias=zeros(model.output.parameters) if bias is None else numbers(bias),
+    )
 
 
 def cache_shapes(model: ImageTransformer, weights: Weights, images: int) -> list[tuple[int, ...]]:
