@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import Images
@@ -22,6 +22,17 @@ class Nats:
 
     images: Tensor  # (N,) float64
     steps: Tensor  # (P,) float64: summed over the images, in generation order
+
+
+class Likelihood(nn.Module):
+    """-log p of a batch in nats, (N, P): one module, so that it is compiled and wrapped as a whole."""
+
+    def __init__(self, model: ImageTransformer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, labels: Tensor | None, sources: Tensor | None) -> Tensor:
+        return -self.model.log_prob(pixels, labels, sources)
 
 
 def sources_of(images: Images, source_size: int) -> Tensor | None:

@@ -53,6 +53,16 @@ def check_launch(accelerator: Accelerator) -> None:
         )
 
 
+def check_batch(accelerator: Accelerator, batch_size: int, accumulate: int) -> None:
+    """Refuses a batch that cannot be shared out evenly."""
+    parts = accelerator.num_processes * accumulate
+    if batch_size % parts:
+        raise SystemExit(
+            f"--batch-size {batch_size} must be a multiple of {parts}: {accelerator.num_processes} processes, "
+            f"--accumulate {accumulate}. Then each image weighs the same."
+        )
+
+
 def check_sharding(accelerator: Accelerator, optimizer: str) -> None:
     """With FSDP: refuses what accelerate would do otherwise than asked, and keeps the weights in float32.
 

@@ -12,16 +12,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from filelock import FileLock, Timeout
-from torch import nn
 
 import data
 from checkpoints import Checkpoints
 from files import check_writable, write_whole
 from imtx import ImageTransformer
-from likelihood import bits_per_dim, sources_of
+from likelihood import Likelihood, bits_per_dim, sources_of
 from memory import keep_freed_memory
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
-from processes import check_launch, check_sharding
+from processes import check_batch, check_launch, check_sharding
 from publishing import provenance
 from publishing.records import RECORD, RUN, Training
 from report import Report, in_a_sentence, require_tracker
@@ -29,27 +28,6 @@ from start import CHANGEABLE, SETTINGS, Start, changes, check_data, check_settin
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
 LOOKED_AT = 8  # held-out images that averaged weights must have a likelihood for, before they are saved
-
-
-def check_batch(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Refuses a batch that cannot be shared out evenly."""
-    parts = accelerator.num_processes * args.accumulate
-    if args.batch_size % parts:
-        raise SystemExit(
-            f"--batch-size {args.batch_size} must be a multiple of {parts}: {accelerator.num_processes} processes, "
-            f"--accumulate {args.accumulate}. Then each image weighs the same."
-        )
-
-
-class Likelihood(nn.Module):
-    """-log p of a batch in nats, (N, P): one module, so that it is compiled and wrapped as a whole."""
-
-    def __init__(self, model: ImageTransformer):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels, labels, sources):
-        return -self.model.log_prob(pixels, labels, sources)
 
 
 class Progress:
@@ -76,26 +54,50 @@ class Run:
     """One training run: the state of it, and what is written to the output folder."""
 
     def __init__(self, args: argparse.Namespace):
+        """All that can be refused is refused before the output folder is touched, and what takes long comes last."""
         self.args, self.commit = args, provenance.commit()
-        keep_freed_memory()
-        require_tracker(args.track)
-        project = ProjectConfiguration(project_dir=str(args.output), logging_dir=str(args.output))
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.track, project_config=project)
-        check_launch(self.accelerator)
-        check_sharding(self.accelerator, args.optimizer)
-        check_batch(self.accelerator, args)
-        if self.accelerator.is_main_process:
-            check_writable(args.output)  # better now than after decoding
-        before = noted(args.output) if args.resume is not None else {}
+        self.launch()
+        before = noted(args.output) if args.resume is not None else {}  # what the run that goes on began with
         if args.validation is None:
             args.validation = before.get("validation")
         check_settings(args, before)
         self.commands, self.changes = commands(before), changes(args, before)
         set_seed(args.seed)
         self.start = Start.of(args, before)
+        self.read_data(before)
+        self.build()
+        folder = args.output / "checkpoints"
+        self.checkpoints = Checkpoints(folder, self.accelerator, self.model, self.average.model, args.keep)
+        if self.accelerator.is_main_process:
+            self.claim_output()
+        self.accelerator.wait_for_everyone()
+        if args.track:
+            self.accelerator.init_trackers(args.track)
+        self.report = Report(args.output, self.accelerator, self.average.model, args.mixed_precision, args.batch_size)
+        self.interrupted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.interrupt)
+
+    def launch(self) -> None:
+        """The processes, and whether they are what was meant."""
+        args = self.args
+        keep_freed_memory()
+        require_tracker(args.track)
+        project = ProjectConfiguration(project_dir=str(args.output), logging_dir=str(args.output))
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.track, project_config=project)
+        check_launch(self.accelerator)
+        check_sharding(self.accelerator, args.optimizer)
+        check_batch(self.accelerator, args.batch_size, args.accumulate)
+        if self.accelerator.is_main_process:
+            check_writable(args.output)  # better now than after decoding
+
+    def read_data(self, before: dict) -> None:
+        """The images, those held out, and the model's configuration with their classes."""
+        args = self.args
         images = data.load(args.data, args.split, self.start.config, **data.options(args))
         self.config = data.with_classes(self.start.config, images)
-        self.labels = None if images.labels is None else list(images.classes or self.config.classes)  # what theirs stand for
+        # The names that the data's labels stand for; the model's classes may be in another order.
+        self.labels = None if images.labels is None else list(images.classes or self.config.classes)
         compared = not before or before.get("data_checksum")  # a run that began without one gets none
         self.checksum = images.checksum() if compared else None
         check_data(args, before, self.labels, len(images), self.checksum)
@@ -104,6 +106,10 @@ class Run:
             most = 1000 if args.preset and args.preset.startswith("faces") else 2000
             args.validation = data.validation_size(len(images), most)
         self.images, self.held_out = data.hold_out(images, args.validation)
+
+    def build(self) -> None:
+        """Model, average, optimizers, and all of it as accelerate wants it."""
+        args = self.args
         self.model = ImageTransformer(self.config)
         self.start.into(self.model)
         self.average = Average(self.model, args.ema)
@@ -113,18 +119,7 @@ class Run:
         )
         self.average.model.to(self.accelerator.device)
         self.accelerator.register_for_checkpointing(self.progress)
-        folder = args.output / "checkpoints"
-        self.checkpoints = Checkpoints(folder, self.accelerator, self.model, self.average.model, args.keep)
-        if self.accelerator.is_main_process:
-            self.claim_output()
-        self.accelerator.wait_for_everyone()
         self.compiled = torch.compile(self.likelihood) if args.compile else self.likelihood
-        if args.track:
-            self.accelerator.init_trackers(args.track)
-        self.report = Report(args.output, self.accelerator, self.average.model, args.mixed_precision, args.batch_size)
-        self.interrupted = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.interrupt)
 
     def claim_output(self) -> None:
         """Refuses a folder with another run in it, notes what a new one begins with, and clears up after a killed one."""
@@ -162,7 +157,7 @@ class Run:
     # ---- one step ------------------------------------------------------------------------------------------
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """This process's share of the step's images, with labels or sources."""
+        """This process's share of the step's images: pixels (n, h, w, 3), labels (n,) and sources (n, s, s, 3), or None."""
         args, step = self.args, self.progress.step
         batch = self.images[batch_indices(step, args.batch_size, len(self.images), args.seed)]
         chance = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
@@ -177,6 +172,7 @@ class Run:
         return tuple(t if t is None else t[share].to(self.accelerator.device) for t in (batch.pixels, labels, sources))
 
     def train_step(self) -> torch.Tensor:
+        """One optimizer step; this process's loss in bits/dim, (), on the device."""
         args = self.args
         factor = rate_factor(args.schedule, self.progress.step, args.warmup, self.progress.share(args))
         for optimizer in self.optimizers:
