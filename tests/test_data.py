@@ -140,6 +140,16 @@ def test_subfolders_are_classes_in_sorted_order(load, tmp_path):
     assert images.labels.tolist() == [("cat", "dog", "owl").index(name.split("/")[0]) for name in names]
 
 
+def test_pictures_that_are_not_read_are_named_and_not_passed_over(load, refusal, tmp_path, capsys):
+    contents = {"cat/0.jfif": encode(picture(0)), "cat/1.HEIC": b"....ftypheic", "dog/2.avif": b"....ftypavif", "dog/3.txt": b""}
+    folder = files(tmp_path / "set", contents)
+    images = load(folder)
+    assert by_name(images, {"0": picture(0)}) == ["0"] and images.classes == ("cat", "dog")
+    told = capsys.readouterr().err
+    assert f"{folder}/cat/1.HEIC" in told and f"{folder}/dog/2.avif" in told and "3.txt" not in told
+    assert "this is no PNG, JPEG, WebP, GIF, BMP or TIFF picture" in refusal(folder, "--strict")
+
+
 def test_the_order_is_mixed_and_the_same_wherever_the_folder_is(load, tmp_path):
     contents = {f"{'cat dog'.split()[i % 2]}/{i}.png": picture(i) for i in range(40)}
     one = load(files(tmp_path / "one", contents))

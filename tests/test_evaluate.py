@@ -201,7 +201,7 @@ def test_a_breakdown_is_complete_or_not_there(run, models, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "write_bytes", write_half)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="Interrupted"):
         run("--checkpoint", models / "dmol", "--limit", 1, "--breakdown", file)
     assert file.read_text() == "an older one"
 

@@ -275,8 +275,12 @@ def test_only_what_is_a_matter_of_files_is_told_as_one(tmp_path):
             raise error
         return in_a_sentence(fail)
 
-    run = SimpleNamespace(args=SimpleNamespace(output=tmp_path))
-    with pytest.raises(SystemExit, match=f"^{tmp_path} cannot be written to: No space left on device. Checkpoints in it are"):
+    run = SimpleNamespace(args=SimpleNamespace(output=tmp_path), checkpoints=SimpleNamespace(last=None))
+    full = f"^{tmp_path} cannot be written to: No space left on device. "
+    with pytest.raises(SystemExit, match=f"{full}There is no checkpoint in it yet: leave --resume out"):
+        method(OSError(28, "No space left on device"))(run)
+    run.checkpoints.last = "step-00000004"
+    with pytest.raises(SystemExit, match=f"{full}Checkpoints in it are whole: --resume latest"):
         method(OSError(28, "No space left on device"))(run)
     with pytest.raises(RuntimeError, match="shapes"):
         method(RuntimeError("shapes do not fit"))(run)

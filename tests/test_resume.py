@@ -226,6 +226,29 @@ def test_a_resumed_run_goes_on_at_its_rate_unless_told_and_tells_all_its_command
     assert len(commands()) == 3  # the last one once more, from elsewhere
 
 
+def test_a_continuation_that_diverged_is_no_part_of_the_record(data, trained, tmp_path):
+    output, script = tmp_path / "run", data.with_name("small.py")
+    shutil.copytree(trained, output)
+    options = ("--preset", "tiny", "--data", data, "--output", output, "--batch-size", 4, "--resume", "latest")
+    assert run(script, *options, "--max-steps", 12, "--learning-rate", 1e30).returncode == 1
+    before = json.loads((trained / "run.json").read_text())
+    assert json.loads((output / "run.json").read_text()) == before
+    done = run(script, *options, "--max-steps", 10)
+    assert last_line(done)["steps"] == 10 and "This run goes on with" not in done.stderr
+    command = json.loads((output / "training.json").read_text())["command"]
+    assert command.count("train.py") == 2 and "1e+30" not in command
+
+
+def test_a_run_begun_anew_after_one_that_left_no_checkpoint_has_a_log_of_its_own(data, tmp_path):
+    spoilt = ("--preset", "tiny", "--data", data, "--output", tmp_path, "--batch-size", 4, "--max-steps", 40)
+    assert run(data.with_name("small.py"), *spoilt, "--every", 2, "--learning-rate", 1e30).returncode == 1
+    (tmp_path / "samples/00000099.png").write_bytes(b"")
+    (tmp_path / "log.jsonl").write_text('{"step": 99}\n')
+    train(data, tmp_path, "--max-steps", 2)
+    assert {json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()} == {2}
+    assert {sheet.name for sheet in tmp_path.glob("samples/*")} == {"00000002.png"}
+
+
 @pytest.mark.parametrize("file, content, wrong", [
     ("optimizer.bin", b"cut", "optimizer.bin has 3 bytes in place of"),
     (PROGRESS, b"", f"{PROGRESS} has 0 bytes in place of"),
@@ -243,7 +266,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(f
     refused = run(data.with_name("small.py"), *options, "--resume", "latest")
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
     assert f"{damaged} is damaged: {wrong}" in refused.stderr
-    assert "Remove that folder; step-00000004, before-decay is left whole." in refused.stderr
+    assert "Remove that folder. Whole is: step-00000004, before-decay." in refused.stderr
     assert train(data, output, *options[6:8], "--resume", "step-00000004")["steps"] == 10
 
 
@@ -304,6 +327,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_the_run_goes_on(data, tmp_path):
     running.send_signal(signal.SIGINT)
     _, rest = running.communicate(timeout=100)
     assert running.returncode != 0 and "Interrupted at step" in rest and "Traceback" not in rest
+    assert rest.index("Ends with a checkpoint, after the step") < rest.index("Interrupted at step")
     (checkpoint,) = tmp_path.glob("checkpoints/step-*")
     steps = int(checkpoint.name.removeprefix("step-"))
     done = run(data.with_name("small.py"), *options, "--max-steps", steps + 2, "--resume", "latest")

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from conftest import CLASSES, SIZE, pictures, small
 from PIL import Image
 from test_evaluate import reduced
@@ -74,6 +75,13 @@ def column(folder: Path, name: str) -> list:
 
 def images(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in column(folder, "image")])
+
+
+def test_one_folder_is_written_to_by_one_command_at_a_time(run, refusal, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):
+        assert "another process writes samples there" in refusal("plain", "--count", 1)
+    assert run("plain", "--count", 1)["drawn"] == 1
 
 
 # ---- what is drawn -----------------------------------------------------------------------------------------
@@ -172,7 +180,7 @@ def test_an_interrupted_command_goes_on_with_the_files_that_are_missing(run, ref
 
     monkeypatch.setattr(sample, "draw", interrupted)
     assert "The same command goes on" in refusal(*options)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"samples.json", "test-00000-of-00003.parquet"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", "samples.json", "test-00000-of-00003.parquet"}
     first = shards(tmp_path / "out")[0]
     (tmp_path / "out/.test-00001-of-00003.parquet.part").write_bytes(b"PAR1")  # killed while it wrote
     before = first.stat().st_mtime_ns

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -190,6 +191,36 @@ def test_training_learns(data, tmp_path):
 
 def test_time_is_a_budget_too(data, tmp_path):
     assert 1 <= train(data, tmp_path, "--max-minutes", 0.02)["steps"] < 1000
+
+
+def test_compiling_is_not_charged_to_the_budget(data, tmp_path):
+    slow = altered(tmp_path / "slow.py", """
+import time, torch
+def compile(module):
+    calls = []
+    def compiled(*arguments):
+        if not calls:
+            time.sleep(3.0)
+        calls.append(1)
+        return module(*arguments)
+    return compiled
+torch.compile = compile
+""")
+    output = tmp_path / "run"
+    done = run(slow, "--preset", "tiny", "--data", data, "--output", output, "--max-minutes", 0.03, "--validation", 4,
+               "--batch-size", 4, "--compile")
+    assert last_line(done)["steps"] > 1
+    first, *rest = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert first["step"] == 1 and first["seconds"] == 0 and "images_per_second" not in first
+    assert rest[-1]["seconds"] < 3.0
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "sample.py", "publish.py"])
+def test_ctrl_c_during_the_imports_is_no_traceback(script, tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")  # in place of the real one
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, ROOT / "train" / script], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == -signal.SIGINT and done.stderr == ""
 
 
 @pytest.mark.parametrize("preset", ["tiny-sr", "tiny-categorical"])  # as they are

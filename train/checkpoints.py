@@ -36,6 +36,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, accelerator: Accelerator, raw: ImageTransformer, ema: ImageTransformer, kept: int):
         self.folder, self.accelerator, self.kept = folder, accelerator, kept
+        self.last: str | None = None  # the name of the one that was saved or loaded last
         self.models = {"raw": raw, "ema": ema}
         accelerator.register_save_state_pre_hook(self._save_weights)
         accelerator.register_load_state_pre_hook(self._load_weights)
@@ -84,6 +85,7 @@ class Checkpoints:
                 os.replace(temporary, final)
             for old in self.steps()[: -self.kept]:
                 self._remove(old)
+        self.last = name
 
     def find(self, name: str) -> Path:
         """The folder of that name, "latest" for the last one. Raises SystemExit with a sentence if there is none.
@@ -94,7 +96,7 @@ class Checkpoints:
         for folder, wrong in damaged.items():
             if name in ("latest", folder.name):
                 whole_ones = ", ".join(other.name for other in self.in_order()) or "nothing"
-                raise SystemExit(f"--resume {name}: {folder} is damaged: {wrong}. Remove that folder; {whole_ones} is left whole.")
+                raise SystemExit(f"--resume {name}: {folder} is damaged: {wrong}. Remove that folder. Whole is: {whole_ones}.")
         there = self.in_order()
         if not there:
             raise SystemExit(f"--resume {name}: {self.folder} holds no checkpoint yet. Leave --resume out to begin.")
@@ -107,6 +109,7 @@ class Checkpoints:
 
     def load(self, folder: Path) -> None:
         """Puts weights, optimizers and progress back, bit for bit, and the random states of the processes that there were."""
+        self.last = folder.name
         sharded = any(folder.glob("pytorch_model_fsdp*"))
         if sharded != (self.accelerator.distributed_type == DistributedType.FSDP):
             raise SystemExit(f"--resume: {folder} was saved {'with' if sharded else 'without'} FSDP, go on with it likewise.")

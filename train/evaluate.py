@@ -9,6 +9,11 @@ Several processes share the images and find the same figures: `accelerate launch
 `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 train/evaluate.py ...`.
 """
 
+if __name__ == "__main__":
+    import ctrl_c
+
+    ctrl_c.ends_quietly()
+
 import argparse
 import json
 import sys
@@ -113,6 +118,7 @@ def save_average(model: ImageTransformer, names: list[str], folder: Path) -> Non
         raise SystemExit(f"--save: {folder} cannot be written: {error.strerror or error}.") from error
 
 
+@told_by_the_launcher
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     keep_freed_memory()
@@ -175,4 +181,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    told_by_the_launcher(main)()
+    main()

@@ -15,6 +15,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, distributed
 
+import ctrl_c
+
 
 def told_by_the_launcher(main):
     """A script's main. torchrun's own report of a failure, which comes last and is long, ends with the sentence of a refusal.
@@ -24,9 +26,10 @@ def told_by_the_launcher(main):
     """
 
     @wraps(main)
-    def told():
+    def told(*arguments):
+        ctrl_c.raises()
         try:
-            main()
+            main(*arguments)
             if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
                 sys.stdout.flush()
                 sys.stderr.flush()

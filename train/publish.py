@@ -10,6 +10,11 @@ what you like, and `publish.py FOLDER owner/name --as-is` uploads it as it stand
 The card says nothing that was not recorded or measured: bits/dim come from `--evaluation`, or are measured on `--data`.
 """
 
+if __name__ == "__main__":
+    import ctrl_c
+
+    ctrl_c.ends_quietly()
+
 import argparse
 import contextlib
 import dataclasses
@@ -32,6 +37,7 @@ from imtx import PRESETS, ImageTransformer
 from imtx.checkpoint import Origin, find
 from imtx.images import save_png
 from imtx.sampling import HOTTEST, MOST_GUIDANCE
+from processes import told_by_the_launcher
 from publishing import hub, licences, origins
 from publishing.card_text import body
 from publishing.cards import Entry, binding, task_of
@@ -208,6 +214,7 @@ def complete(checkpoint: str, repo: str) -> Path:
     return folder
 
 
+@told_by_the_launcher
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     hub.check_name(args.repo)

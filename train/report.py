@@ -46,8 +46,10 @@ def in_a_sentence(method):
             if "inline_container" not in str(error):  # which is where torch.save cannot write
                 raise
             reason = "torch.save failed, is the disk full?"
-        raise SystemExit(f"{run.args.output} cannot be written to: {reason}. Checkpoints in it are whole: --resume latest "
-                         "goes on from the last one.")
+        advice = "There is no checkpoint in it yet: leave --resume out to begin anew."
+        if run.checkpoints.last is not None:
+            advice = "Checkpoints in it are whole: --resume latest goes on from the last one."
+        raise SystemExit(f"{run.args.output} cannot be written to: {reason}. {advice}")
 
     return told
 
@@ -74,6 +76,13 @@ class Report:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    @staticmethod
+    def forget(output: Path) -> None:
+        """Log and sheets of another run in this folder. For the main process."""
+        (output / "log.jsonl").unlink(missing_ok=True)
+        for sheet_file in output.glob("samples/*.png"):
+            sheet_file.unlink()
 
     def forget_after(self, step: int) -> None:
         """Log and sheets of a run that goes on from there, as it comes to the later steps once more. For the main process."""
@@ -104,7 +113,12 @@ class Report:
         if wrong := (~losses.isfinite()).nonzero().flatten().tolist():
             return self.since[0] + wrong[0] + 1
         loss = losses.mean().item()
-        steps, passed = step - self.since[0], max(seconds - self.since[1], 1e-9)
+        steps, passed = step - self.since[0], seconds - self.since[1]
+        if not passed:  # the first step of a run that compiles, whose time says nothing
+            self.bar.set_postfix_str(f"{loss:.3f} bits/dim, compiled")
+            self.log(step, seconds, bits_per_dim=loss)
+            self.losses, self.since = [], (step, seconds, share)
+            return None
         rate = steps * self.batch_size / passed  # images a second, over all processes
         # At the recent pace: a run that was stopped may go on at another one.
         left = datetime.timedelta(seconds=round(passed * (1 - share) / max(share - self.since[2], 1e-9)))

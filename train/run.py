@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -62,6 +63,7 @@ class Run:
             args.validation = before.get("validation")
         check_settings(args, before)
         self.commands, self.changes = commands(before), changes(args, before)
+        self.noted = False  # whether OUTPUT/run.json tells of this command
         set_seed(args.seed)
         self.start = Start.of(args, before)
         self.read_data(before)
@@ -135,6 +137,7 @@ class Run:
             self.lock = FileLock(args.output / ".lock")  # the system unlocks it when this process is gone, however it ends
             self.lock.acquire(timeout=0)
             if args.resume is None:
+                Report.forget(args.output)  # of a run that ended before its first checkpoint
                 self.note()
             self.checkpoints.tidy()
         except Timeout as error:
@@ -148,11 +151,14 @@ class Run:
         note |= {"labels": self.labels, "images": len(self.images) + len(self.held_out), "data_checksum": self.checksum}
         note |= {"init_licence": self.start.licence, "commands": self.commands}
         write_whole(self.args.output / RUN, json.dumps(note) + "\n")
+        self.noted = True
 
     def interrupt(self, number: int, _) -> None:
         """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint; a second one ends at once."""
         self.interrupted = True
         signal.signal(number, signal.SIG_DFL)
+        if self.accelerator.is_main_process:  # by the system's call, as this may come in the middle of a print
+            os.write(2, b"\nEnds with a checkpoint, after the step or validation at work. Once more, and it ends at once.\n")
 
     # ---- one step ------------------------------------------------------------------------------------------
 
@@ -228,6 +234,8 @@ class Run:
     def save_checkpoint(self, name: str | None = None) -> None:
         self.log_losses()
         self.check_weights()
+        if self.accelerator.is_main_process and not self.noted:
+            self.note()  # of a run that goes on: had it diverged, it would have done nothing to the weights
         self.checkpoints.save(name or f"step-{self.progress.step:08d}")
 
     def resume(self) -> None:
@@ -246,7 +254,6 @@ class Run:
             kept = (RUN, RECORD, "model", "log.jsonl", "samples")
             self.checkpoints.set_aside_after(progress.step, kept, ended=(args.output / RECORD).exists())
             self.report.forget_after(progress.step)
-            self.note()
             print(*self.changes, sep="\n", end="\n" * bool(self.changes), file=sys.stderr)
 
     def save_model(self) -> None:
@@ -274,17 +281,18 @@ class Run:
             for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which does go on now
                 (folder / RECORD).unlink(missing_ok=True)
         self.report.begin(progress.step, progress.seconds, progress.share(args), args.max_steps)
-        since = time.monotonic()
+        since, compiling = time.monotonic(), args.compile  # in the first step, whose time is not charged to --max-minutes
         while progress.share(args) < 1:
             if args.schedule == "constant" and not progress.decaying and progress.share(args) >= 1 - DECAY_SHARE:
                 self.save_checkpoint("before-decay")  # a run can be prolonged from here, at the constant rate
                 progress.decaying = True
             self.report.step(self.train_step())
             now = time.monotonic()
-            progress.seconds, since = progress.seconds + now - since, now
+            progress.seconds += 0.0 if compiling else now - since
             self.agree()
-            if self.report.due(progress.seconds):
+            if compiling or self.report.due(progress.seconds):
                 self.log_losses()
+            since, compiling = time.monotonic() if compiling else now, False
             if self.interrupted:
                 self.save_checkpoint()
                 raise SystemExit(f"Interrupted at step {progress.step}. --resume latest goes on from there.")

@@ -10,6 +10,11 @@ Several processes share the work: `accelerate launch train/sample.py ...`, or on
 on with the files that are not there yet.
 """
 
+if __name__ == "__main__":
+    import ctrl_c
+
+    ctrl_c.ends_quietly()
+
 import argparse
 import hashlib
 import io
@@ -26,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
@@ -159,7 +165,6 @@ def fingerprint(*parts: bytes | torch.Tensor) -> str:
 def claim(folder: Path, settings: dict) -> None:
     """Notes the settings in the folder. Raises SystemExit with a sentence if samples of others are in it."""
     note = folder / "samples.json"
-    folder.mkdir(parents=True, exist_ok=True)
     if not note.exists():
         if any(folder.glob("[!.]*")):
             raise SystemExit(f"--output: {folder} holds other files, name a new folder.")
@@ -178,14 +183,18 @@ def claim(folder: Path, settings: dict) -> None:
             raise SystemExit(f"--output: {folder} holds samples with {name} {before[name]}, now it is {value}.")
 
 
+@told_by_the_launcher
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     accelerator = Accelerator()
     check_launch(accelerator)
     samples = Samples(args, open_model(args.checkpoint))
     since = time.monotonic()
+    lock = FileLock(args.output / ".lock")  # the system, too, unlocks it when this process is gone, however it ends
     try:
         if accelerator.is_main_process:
+            args.output.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
             claim(args.output, samples.settings())
         accelerator.wait_for_everyone()
         samples.model.to(accelerator.device)
@@ -200,10 +209,14 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             samples.save_sheet()
+    except Timeout as error:
+        raise SystemExit(f"{args.output}: another process writes samples there. Wait for its end, or name another folder.") from error
     except OSError as error:
         raise SystemExit(f"{args.output} cannot be written to: {error.strerror or error}.") from error
     except KeyboardInterrupt as error:
         raise SystemExit("Interrupted. The same command goes on with the files that are not there yet.") from error
+    finally:
+        lock.release()
     if accelerator.is_main_process:
         print(json.dumps({
             "samples": args.count, "drawn": drawn, "files": len(samples.files), "output": str(args.output),
@@ -212,4 +225,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    told_by_the_launcher(main)()
+    main()

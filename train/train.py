@@ -5,6 +5,11 @@ Runs on a CPU or on one GPU as it is. OUTPUT/model is the moving average of the 
 raw and ema), OUTPUT/log.jsonl what happened.
 """
 
+if __name__ == "__main__":
+    import ctrl_c
+
+    ctrl_c.ends_quietly()
+
 import argparse
 import difflib
 import json

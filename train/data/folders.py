@@ -10,7 +10,10 @@ from pathlib import Path
 
 from .source import Encoded, Source, stamps
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+READ = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+# Pictures that are not read, but counted and named: a folder of a phone's must not lose half of them without a word.
+NOT_READ = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".ppm", ".pgm", ".tga", ".raw", ".dng", ".cr2", ".nef"}
+SUFFIXES = READ | NOT_READ
 SPLITS = {"train", "test", "validation", "valid", "val"}
 
 
