@@ -11,7 +11,7 @@ import gradio as gr
 import torch
 
 from imtx import fast
-from imtx.checkpoint import HUB_IDS, CheckpointError
+from imtx.checkpoint import CheckpointError
 from imtx.demo.canvas import canvas
 from imtx.demo.models import Installed, installed
 from imtx.demo.requests import GUIDANCES, MAX_COUNT, NO_CLASS, TEMPERATURES, choices
@@ -37,9 +37,8 @@ pictures that look more like their class. The same seed gives the same picture a
 Drawing may outrun the eye: **Pace** is how fast this page shows it, and the line below says how long it really took.
 The bundled weights were trained by this repository; pictures are 32x32 because the training data are.
 """
-MODEL_HELP = f"""a model folder, a bundled name or a Hub id, listed in front of the bundled models of its task; may be
-given several times, and the first of a task is what it starts with (our own Hub ids, not yet published:
-{", ".join(HUB_IDS.values())})"""
+MODEL_HELP = """a model folder, a bundled name or a Hub id, listed in front of the bundled models of its task; may be
+given several times, and the first of a task is what it starts with"""
 RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
 # canvas.js stops; it hears of what changes, so each press of Stop is another value.
 STOPPED = "(value) => ({...(typeof value === 'string' ? JSON.parse(value) : value), stopped: Date.now()})"

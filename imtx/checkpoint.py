@@ -21,13 +21,6 @@ from .config import Config
 
 SHARD_SIZE = 9_000_000  # bytes; a plain git push to a Space refuses files of 10 MB
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "weights"
-HUB_IDS = {  # not yet published
-    "cifar10-cat-1d": "imtx/cifar10-cat-1d",
-    "cifar10-dmol-1d": "imtx/cifar10-dmol-1d",
-    "cifar10-sr-1d": "imtx/cifar10-sr-1d",
-    "faces-sr-1d": "imtx/faces-sr-1d",
-    "faces-sr-2d": "imtx/faces-sr-2d",
-}
 
 
 class CheckpointError(Exception):
