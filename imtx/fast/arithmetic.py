@@ -11,6 +11,7 @@ from numba.extending import overload
 
 from .compiling import compiled
 
+EPSILON = np.finfo(np.float32).eps  # torch.nn.RMSNorm's own
 kernel = compiled("contract")  # a multiply and an add are one instruction; sums keep their order
 inlined = compiled("contract", forceinline=True)  # for what takes many arrays, as handing them over takes its time
 reordered = compiled("contract", "reassoc", "nsz", "nnan", "ninf")  # for norms: sums along a row in any fixed order
@@ -127,7 +128,7 @@ def over_rms(x, start, count):
     total = np.float32(0)
     for i in range(count):
         total += x[start + i] * x[start + i]
-    return np.float32(1) / np.sqrt(total / np.float32(count) + np.float32(1.1920929e-07))
+    return np.float32(1) / np.sqrt(total / np.float32(count) + EPSILON)
 
 
 @kernel

@@ -4,6 +4,9 @@ import numpy as np
 
 from .arithmetic import kernel
 
+# As in imtx/dmol.py. Written out here, as compiled code is kept by the text of this folder's files.
+PARAMETERS, MIN_LOG_SCALE = 10, np.float32(-7)
+
 
 @kernel
 def pick(probabilities, count, uniform):
@@ -45,11 +48,11 @@ def draw_level(logits, uniforms, temperature, probabilities, colours):
 
 @kernel
 def draw_pixel(params, guess, levels, uniforms, temperature, probabilities, colours):
-    """colours (3,) uint8 = a pixel, from the mixture's params (10 K,), whose means are relative to `guess` (3,).
+    """colours (3,) uint8 = a pixel, from the mixture's params (PARAMETERS K,), whose means are relative to `guess` (3,).
 
     uniforms (4,) float64: the component, R, G, B. Each colour is rounded to its level before the next mean is formed.
     """
-    k = len(params) // 10
+    k = len(params) // PARAMETERS
     tempered(params, k, temperature, probabilities)
     chosen = pick(probabilities, k, uniforms[0])
     half = np.float32((levels - 1) / 2)
@@ -57,7 +60,7 @@ def draw_pixel(params, guess, levels, uniforms, temperature, probabilities, colo
     coupled = np.float32(0)  # what the earlier colours add to the mean, beyond their guess
     red, green = np.float32(0), np.float32(0)
     for colour in range(3):
-        scale = np.exp(max(params[(4 + colour) * k + chosen], np.float32(-7)) + np.float32(np.log(temperature)))
+        scale = np.exp(max(params[(4 + colour) * k + chosen], MIN_LOG_SCALE) + np.float32(np.log(temperature)))
         noise = scale * np.float32(np.log(uniforms[1 + colour] / (1 - uniforms[1 + colour])))
         if colour == 1:
             coupled = c0 * (red - guess[0])

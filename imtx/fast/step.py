@@ -61,7 +61,7 @@ def embed(shape, weights, state, own, step):
         pixels, x, inputs = state.pixels[n], own.x[n], own.inputs[n]
         copy(weights.stem_bias, x)
         if shape.embedding == PAPER_LEVELS:
-            row = weights.stem[pixels[seen[0]] + shape.levels * (seen[0] % 3)]
+            row = weights.stem[pixels[seen[0]] + shape.levels * (seen[0] % 3)]  # seen -1, the first step's: set to 0 below
             for i in range(wide):
                 x[i] = row[i]
         else:
