@@ -87,7 +87,7 @@ def small_servers(small_models, tmp_path_factory):
     generator damaged; with all TWINS."""
     folder = tmp_path_factory.mktemp("servers")
     no_faces, no_generator = copy_of_app(folder / "no-faces"), copy_of_app(folder / "no-generator")
-    (no_faces / "assets" / "weights" / "faces-sr-1d").rename(folder / "gone")
+    (no_faces / "assets" / "weights" / "faces-sr-2d").rename(folder / "gone")
     cut_short(no_generator / "assets" / "weights" / "cifar10-dmol-1d")
     started = {
         task: Server(folder / task, *(f"--model={small_models[name]}" for name in models), root=root)

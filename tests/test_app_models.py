@@ -38,7 +38,7 @@ def test_nothing_beyond_this_machine_was_asked(app, outside):
 
 
 def test_log(app):
-    assert "Generate, Complete:\n    cifar10-dmol-1d (" in app.log and "Super-resolve:\n    faces-sr-1d (" in app.log
+    assert "Generate, Complete:\n    cifar10-dmol-1d (" in app.log and "Super-resolve:\n    faces-sr-2d (" in app.log
     assert "Warning" not in app.log
 
 
@@ -147,8 +147,8 @@ def ready(server) -> dict[str, str]:
 def test_other_generators_and_no_faces(small_servers, small_models):
     server, folder = small_servers["generators"], small_models["tiny"]
     assert f"Generate, Complete:\n    tiny ({folder}), {parameters(folder)}\n    rows-dmol (" in server.log
-    assert "Super-resolve:\n    faces-sr-1d: not loaded." in server.log
-    assert_no_weights(server, "super_resolve", upload(server.url, "cat.png", CAT.read_bytes()), "no folder faces-sr-1d")
+    assert "Super-resolve:\n    faces-sr-2d: not loaded." in server.log
+    assert_no_weights(server, "super_resolve", upload(server.url, "cat.png", CAT.read_bytes()), "no folder faces-sr-2d")
     assert_runs(server, "generate", "cat", PIXELS)
     assert_runs(server, "complete", handle_file(CAT), PIXELS // 2)
 

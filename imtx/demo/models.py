@@ -12,7 +12,7 @@ from ..model import ImageTransformer
 from ..sampling import whole_rows
 from . import requests
 
-GENERATOR, UPSCALER = "cifar10-dmol-1d", "faces-sr-1d"  # the bundled models that come first, and drew the gallery
+GENERATOR, UPSCALER = "cifar10-dmol-1d", "faces-sr-2d"  # the bundled models that come first, and drew the gallery
 
 
 class Installed:
