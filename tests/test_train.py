@@ -1,6 +1,6 @@
 """The real command lines of train/, on small data made here: what they print and what they leave behind.
 
-Each takes two seconds to start. So that it takes little more, `tiny` is a model of 8x8 pictures here unless a test says
+They run in forks (tests/forks.py). So that it takes little time, `tiny` is a model of 8x8 pictures here unless a test says
 otherwise. Resuming is in test_resume.py, several processes are in test_processes.py.
 """
 
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+import forks
 from imtx import PRESETS, ImageTransformer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +70,10 @@ def data(tmp_path_factory) -> Path:
 
 
 def run(script: str | Path, *arguments, interpreter=(sys.executable,)) -> subprocess.CompletedProcess:
-    """A script of train/, or one with an absolute path."""
+    """A script of train/, or one with an absolute path; by another interpreter, a launcher say, from its very beginning."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if interpreter == (sys.executable,) and hasattr(os, "fork"):
+        return forks.run(ROOT / "train" / script, list(map(str, arguments)), environment)
     command = [*interpreter, str(ROOT / "train" / script), *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
