@@ -1,11 +1,13 @@
 """README keeps its word: its Python runs as it stands, and its commands are those that exist."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import forks
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,15 +30,11 @@ def test_the_set_up_commands_are_there_as_promised():
 def test_the_commands_take_the_options_that_readme_names():
     commands = [shlex.split(line)[1:] for line in README.splitlines() if line.startswith("python train/")]
 
-    def help_of(script: str) -> str:
-        command = [sys.executable, script, "--help"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True).stdout
-
-    scripts = sorted({script for script, *_ in commands})
-    with ThreadPoolExecutor(2) as threads:
-        known = {
-            script: set(re.findall(r"--[a-z-]+", text)) for script, text in zip(scripts, threads.map(help_of, scripts))
-        }
+    known = {}
+    for script in {script for script, *_ in commands}:
+        helped = forks.run(ROOT / script, ["--help"], dict(os.environ))
+        assert helped.returncode == 0, helped.stderr
+        known[script] = set(re.findall(r"--[a-z-]+", helped.stdout))
     for script in ("train/ablation.py", "train/compare.py"):  # which hand on what they do not know
         known[script] |= known["train/train.py"]
     for script, *words in commands:
