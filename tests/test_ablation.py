@@ -50,7 +50,7 @@ def test_a_refused_option_binds_nobody(run, data, tmp_path, capfd):  # noqa: F81
 def test_a_damaged_record(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "ablation.json").write_text("{")
-    with pytest.raises(SystemExit, match="ablation.json cannot be read"):
+    with pytest.raises(SystemExit, match="ablation.json is not JSON"):
         run("--max-steps", 1)
 
 

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 import trainings
 from files import check_writable, write_whole
 from imtx import PRESETS
-from publishing.records import RUN
+from publishing.records import RUN, parse_object, read_text
 
 # CIFAR-10 test bits/dim of the paper's categorical model with 8 layers, by block size in sub-pixels.
 PAPER = {8: 4.06, 16: 3.47, 64: 3.13, 256: 2.99}
@@ -65,7 +65,9 @@ def main() -> None:
     record = args.output / "ablation.json"
     check_writable(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
-    found = trainings.noted(record) or {"options": options, "bits_per_dim": {}}
+    found = {"options": options, "bits_per_dim": {}}
+    if record.exists():
+        found = parse_object(record, read_text(record))
     if found["options"] != options:
         raise SystemExit(f"{record} is of other options: {' '.join(found['options'])}. Choose another folder.")
     for block in PAPER:

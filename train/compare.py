@@ -23,7 +23,7 @@ from imtx import PRESETS, Config, ImageTransformer
 from imtx.checkpoint import Origin
 from imtx.costs import forward_flops
 from publishing import origins
-from publishing.records import RUN, Training, shortened
+from publishing.records import RUN, Training, parse_object, read_text, shortened
 from train import WARMUPS
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     asked = {"begin": name, "max_steps": args.max_steps, "learning_rate": args.learning_rate, "options": options}
     asked["variants"] = list(chosen)  # a folder is named after its place among them
     record, found, budget = args.output / "compare.json", {}, 0
-    if trainings.noted(record) not in (None, asked):
+    if record.exists() and parse_object(record, read_text(record)) != asked:
         raise SystemExit(f"{record} is of other options. Choose another folder for --output.")
     warmup = str(WARMUPS[args.init is not None])  # each begins with --init: of fresh weights, too
     for number, (told, variant) in enumerate(chosen.items()):

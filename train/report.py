@@ -78,18 +78,12 @@ class Report:
             self.bar.close()
 
     @staticmethod
-    def forget(output: Path) -> None:
-        """Log and sheets of another run in this folder. For the main process."""
-        (output / "log.jsonl").unlink(missing_ok=True)
-        for sheet_file in output.glob("samples/*.png"):
-            sheet_file.unlink()
-
-    def forget_after(self, step: int) -> None:
+    def forget_after(output: Path, step: int) -> None:
         """Log and sheets of a run that goes on from there, as it comes to the later steps once more. For the main process."""
-        if (log := self.output / "log.jsonl").exists():
+        if (log := output / "log.jsonl").exists():
             lines = log.read_text().splitlines(keepends=True)
             write_whole(log, "".join(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step))
-        for sheet_file in self.output.glob("samples/*.png"):
+        for sheet_file in output.glob("samples/*.png"):
             if sheet_file.stem.isdigit() and int(sheet_file.stem) > step:
                 sheet_file.unlink()
 

@@ -137,7 +137,7 @@ class Run:
             self.lock = FileLock(args.output / ".lock")  # the system unlocks it when this process is gone, however it ends
             self.lock.acquire(timeout=0)
             if args.resume is None:
-                Report.forget(args.output)  # of a run that ended before its first checkpoint
+                Report.forget_after(args.output, 0)  # what a run wrote that ended before its first checkpoint
                 self.note()
             self.checkpoints.tidy()
         except Timeout as error:
@@ -253,7 +253,7 @@ class Run:
         if self.accelerator.is_main_process:
             kept = (RUN, RECORD, "model", "log.jsonl", "samples")
             self.checkpoints.set_aside_after(progress.step, kept, ended=(args.output / RECORD).exists())
-            self.report.forget_after(progress.step)
+            Report.forget_after(args.output, progress.step)
             print(*self.changes, sep="\n", end="\n" * bool(self.changes), file=sys.stderr)
 
     def save_model(self) -> None:

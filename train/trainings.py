@@ -1,22 +1,11 @@
 """One training among several that a script runs one after another, each with train.py in a process of its own."""
 
-import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from publishing.records import RECORD, Training
-
-
-def noted(record: Path) -> dict | None:
-    """What a script has noted of the trainings in its folder; None: nothing yet. Raises SystemExit with a sentence."""
-    if not record.exists():
-        return None
-    try:
-        return json.loads(record.read_text())
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{record} cannot be read: {error}. Choose another folder for --output.") from error
 
 
 def train(folder: Path, options: list[str]) -> Training:
