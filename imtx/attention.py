@@ -1,7 +1,7 @@
 """Attention of the Image Transformer: local self-attention (paper section 3.3) and attention to a source.
 
-Shapes: N images, P positions, d width, H heads of D features; B query blocks of Q positions, each with a memory block
-of M. Everything runs along the generation order (imtx/layout.py), never along raster order.
+Shapes: N images, P positions, d width, H heads of D features; groups of q queries that share a window of S keys
+(`Layout.windows`). Everything runs along the generation order (imtx/layout.py), never along raster order.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bf16_attention import Bf16Attention
-from .layout import Layout, visible
+from .layout import Layout
 
 
 def rotary_table(rows: Tensor, columns: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
@@ -98,15 +98,11 @@ class LocalSelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
         self.query_norm, self.key_norm = (Norm(inner // heads) if qk_norm else nn.Identity() for _ in range(2))
-        own = torch.arange(len(layout.order)).view(layout.blocks, layout.query_block)  # (B, Q)
-        parts = layout.parts()
-        blocks = torch.cat([blocks for blocks, _ in parts])  # (B,): part after part
-        windows = [torch.cat([memory, own[blocks]], dim=1) for blocks, memory in parts]  # (b, m + Q): steps; -1 is masked
-        masks = [visible(memory, layout.query_block) for _, memory in parts]  # (b, Q, m + Q)
-        self.parts = [tuple(mask.shape) for mask in masks]
-        self.register_buffer("blocks", blocks, persistent=False)
-        self.register_buffer("places", blocks.argsort(), persistent=False)
-        self.register_buffer("window", torch.cat([w.clamp(min=0).flatten() for w in windows]), persistent=False)
+        groups, keys, masks = zip(*layout.windows())  # a part each
+        self.parts = [tuple(mask.shape) for mask in masks]  # (n, q, S) each
+        self.register_buffer("groups", torch.cat(groups), persistent=False)
+        self.register_buffer("places", torch.cat(groups).argsort(), persistent=False)
+        self.register_buffer("keys", torch.cat([part.clamp(min=0).flatten() for part in keys]), persistent=False)  # -1 is masked
         # Added to the scores: a kernel given a bool would make this of it each time. bfloat16 has 0 and -inf, too.
         biases = [torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf) for mask in masks]
         biases = [F.pad(bias.flatten(), (0, -bias.numel() % 8)) for bias in biases]  # CUDA wants parts to begin at 16 bytes
@@ -130,19 +126,19 @@ class LocalSelfAttention(nn.Module):
         images, steps = q.shape[:2]
         # (N, P, H, D) -> (P, N H, D): images beside heads. One bias does for all of them, and windows are of whole rows.
         q, k, v = (t.transpose(0, 1).flatten(1, 2) for t in (q, k, v))
-        q = q.unflatten(0, (self.layout.blocks, -1)).index_select(0, self.blocks)  # (B, Q, N H, D)
-        k, v = (t.index_select(0, self.window) for t in (k, v))  # (all b (m + Q), N H, D)
+        q = q.unflatten(0, (len(self.groups), -1)).index_select(0, self.groups)  # (groups, q, N H, D)
+        k, v = (t.index_select(0, self.keys) for t in (k, v))  # (all n S, N H, D)
         shapes, seen, dropout = self.parts, [], self.dropout if self.training else 0.0
         each = zip(
-            q.split([b for b, _, _ in shapes]), *(t.split([b * window for b, _, window in shapes]) for t in (k, v)),
+            q.split([n for n, _, _ in shapes]), *(t.split([n * window for n, _, window in shapes]) for t in (k, v)),
             self.bias.split(self.bias_lengths), shapes,
         )
         for q, k, v, bias, shape in each:
-            # -> (b, N H, Q, D) and (b, N H, m + Q, D)
+            # -> (n, N H, q, D) and (n, N H, S, D)
             q, k, v = (t.reshape(shape[0], -1, *t.shape[-2:]).transpose(1, 2) for t in (q, k, v))
-            bias = bias[: math.prod(shape)].view(shape).unsqueeze(1)  # (b, 1, Q, m + Q)
-            seen.append(attend(q, k, v, bias, dropout).transpose(1, 2))  # (b, Q, N H, D)
-        # (B, Q, N H, D) -> (P, N, H D) -> (N, P, H D)
+            bias = bias[: math.prod(shape)].view(shape).unsqueeze(1)  # (n, 1, q, S)
+            seen.append(attend(q, k, v, bias, dropout).transpose(1, 2))  # (n, q, N H, D)
+        # (groups, q, N H, D) -> (P, N, H D) -> (N, P, H D)
         return torch.cat(seen).index_select(0, self.places).reshape(steps, images, -1).transpose(0, 1)
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, step: int) -> Tensor:

@@ -51,30 +51,44 @@ class Layout:
 
     def mask(self) -> Tensor:
         """(B, query_block, M + query_block) bool: True where a query sees a key of [memory block, query block]."""
-        return visible(self.memory, self.query_block)
+        seen_memory = (self.memory >= 0)[:, None, :].expand(-1, self.query_block, -1)  # (B, Q, M)
+        causal = torch.ones(self.query_block, self.query_block, dtype=torch.bool).tril()
+        return torch.cat([seen_memory, causal.expand(self.blocks, -1, -1)], dim=2)
 
-    def parts(self) -> list[tuple[Tensor, Tensor]]:
-        """The query blocks by quarters of the longest memory: of each part the blocks (b,) and their memory (b, m), m <= M.
+    def windows(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What attention over all positions at once works off, part by part: groups of queries, their keys, who sees whom.
 
-        Memory blocks at the border of an image are shorter, and a key that only fills one up costs as much as any: half as
-        much again in `paper-sr-2d`. -1 comes first here, and no oftener than the longest of a part asks for.
+        A *group* is one query block, or 2, 4, ... neighbours, where one window of keys for all of them, which holds their
+        memory blocks and themselves, makes at most a fifth more pairs of a query and a key: fewer keys are gathered so, for
+        larger products. A part has the windows of about one length, by quarters of the longest, as a key that only fills a
+        window up costs as much as any: half as much again in `paper-sr-2d`, whose memory blocks are shorter at the border.
+
+        Returns for each part the groups (n,), counted in generation order; the steps of their keys (n, S), in increasing
+        order, with -1 in front where a window is shorter; and a mask (n, q, S), True where one of a group's q steps sees a key.
         """
-        lengths = (self.memory >= 0).sum(dim=1)
-        longest = max(int(lengths.max()), 1)
-        quarter = ((4 * lengths + longest - 1) // longest).clamp(min=1)  # 1..4; none at all counts as little
-        sorted_memory = self.memory.sort(dim=1).values
+        steps = torch.arange(len(self.order))
+        block = steps // self.query_block
+        memory = torch.zeros(self.blocks, len(steps) + 1, dtype=torch.bool)  # (B, P + 1): what only fills up goes to a step P
+        memory = memory.scatter(1, self.memory.where(self.memory >= 0, len(steps)), True)[:, :-1]  # (B, P)
+        window = memory | (block == torch.arange(self.blocks)[:, None])  # (groups, P), a group being one query block as yet
+        most = 1.2 * window.sum() * self.query_block
+        while len(window) % 2 == 0:
+            wider = window.unflatten(0, (-1, 2)).any(dim=1)  # (groups / 2, P)
+            if wider.sum() * (len(steps) // len(wider)) > most:
+                break
+            window = wider
+        group_steps = steps.view(len(window), -1)  # (groups, q)
+
+        lengths = window.sum(dim=1)
+        quarter = (4 * lengths + lengths.max() - 1) // lengths.max()  # 1..4
         parts = []
-        for blocks in (torch.nonzero(quarter == i).flatten() for i in range(1, 5)):
-            if len(blocks):
-                parts.append((blocks, sorted_memory[blocks, self.memory.shape[1] - int(lengths[blocks].max()) :]))
+        for groups in (torch.nonzero(quarter == i).flatten() for i in range(1, 5)):
+            if len(groups):
+                keys = torch.where(window[groups], steps, -1).sort(dim=1).values[:, -int(lengths[groups].max()) :]  # (n, S)
+                key, query = keys[:, None, :], group_steps[groups][:, :, None]  # (n, 1, S), (n, q, 1)
+                own = (block[key] == block[query]) & (key <= query)  # (n, q, S)
+                parts.append((groups, keys, (key >= 0) & (own | memory[block[query], key])))
         return parts
-
-
-def visible(memory: Tensor, query_block: int) -> Tensor:
-    """Memory blocks (b, m) -> (b, query_block, m + query_block) bool: `Layout.mask` of these query blocks."""
-    seen_memory = (memory >= 0)[:, None, :].expand(-1, query_block, -1)  # (b, Q, m)
-    causal = torch.ones(query_block, query_block, dtype=torch.bool).tril()
-    return torch.cat([seen_memory, causal.expand(len(memory), -1, -1)], dim=2)
 
 
 def local_1d(positions: int, query_block: int, memory_block: int) -> Layout:

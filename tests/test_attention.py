@@ -33,11 +33,32 @@ def seen_by_tables(layout):
     return table
 
 
+def seen_by_windows(layout):
+    """The same, as attention over all positions works it off."""
+    steps, parts = len(layout.order), layout.windows()
+    table = torch.zeros(steps, steps, dtype=torch.bool)
+    group = torch.arange(steps).view(sum(len(groups) for groups, _, _ in parts), -1)
+    for groups, keys, mask in parts:
+        for queries, window, seen in zip(group[groups], keys, mask):
+            real = window[window >= 0]
+            assert (real.diff() > 0).all() and torch.equal(real, window[len(window) - len(real) :])  # fillers in front
+            assert seen[:, window >= 0].any(dim=0).all() and not seen[:, window < 0].any()  # no key is there for nothing
+            table[queries[:, None], real] = seen[:, window >= 0]
+    return table
+
+
 def assert_definition(config):
     layout, size = build_layout(config), config.image_size
     order = [(row * size + column) * config.channels + channel for row, column, channel in generation_order(config)]
     assert layout.order.tolist() == order
     assert torch.equal(seen_by_tables(layout), sees(config)), (config.query_block, config.memory_block)
+    assert torch.equal(seen_by_windows(layout), sees(config)), (config.query_block, config.memory_block)
+
+
+@pytest.mark.parametrize("query_block, memory_block, groups", [(8, 8, 6), (1, 1, 48), (1, 7, 24), (4, 48, 6)])
+def test_query_blocks_share_a_window_where_that_adds_few_pairs(query_block, memory_block, groups):
+    config = Config(output="categorical", image_size=4, query_block=query_block, memory_block=memory_block)
+    assert sum(len(part) for part, _, _ in build_layout(config).windows()) == groups
 
 
 @pytest.mark.parametrize("query_block, memory_block", STRIPS)
