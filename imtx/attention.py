@@ -124,20 +124,20 @@ class LocalSelfAttention(nn.Module):
     def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries, keys, values (N, P, H, D) -> what the heads have seen, (N, P, H D)."""
         images, steps = q.shape[:2]
-        # (N, P, H, D) -> (P, N H, D): images beside heads. One bias does for all of them, and windows are of whole rows.
-        q, k, v = (t.transpose(0, 1).flatten(1, 2) for t in (q, k, v))
-        q = q.unflatten(0, (len(self.groups), -1)).index_select(0, self.groups)  # (groups, q, N H, D)
-        k, v = (t.index_select(0, self.keys) for t in (k, v))  # (all n S, N H, D)
+        # (N, P, H, D) -> (N H, P, D): one bias does for all images and heads, and the rows of a head lie together.
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        q = q.unflatten(1, (len(self.groups), -1)).index_select(1, self.groups)  # (N H, groups, q, D)
+        k, v = (t.index_select(1, self.keys) for t in (k, v))  # (N H, all n S, D)
         shapes, seen, dropout = self.parts, [], self.dropout if self.training else 0.0
         each = zip(
-            q.split([n for n, _, _ in shapes]), *(t.split([n * window for n, _, window in shapes]) for t in (k, v)),
+            q.split([n for n, _, _ in shapes], 1), *(t.split([n * window for n, _, window in shapes], 1) for t in (k, v)),
             self.bias.split(self.bias_lengths), shapes,
         )
         for q, k, v, bias, shape in each:
-            # -> (n, N H, q, D) and (n, N H, S, D)
-            q, k, v = (t.reshape(shape[0], -1, *t.shape[-2:]).transpose(1, 2) for t in (q, k, v))
+            k, v = (t.unflatten(1, (shape[0], -1)) for t in (k, v))  # (N H, n, S, D)
             bias = bias[: math.prod(shape)].view(shape).unsqueeze(1)  # (n, 1, q, S)
-            seen.append(attend(q, k, v, bias, dropout).transpose(1, 2))  # (n, q, N H, D)
+            found = attend(*(t.transpose(0, 1) for t in (q, k, v)), bias, dropout)  # (n, N H, q, D)
+            seen.append(found.transpose(1, 2))  # (n, q, N H, D)
         # (groups, q, N H, D) -> (P, N, H D) -> (N, P, H D)
         return torch.cat(seen).index_select(0, self.places).reshape(steps, images, -1).transpose(0, 1)
 

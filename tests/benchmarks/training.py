@@ -44,6 +44,7 @@ from imtx.attention import LocalSelfAttention
 from imtx.bf16_attention import Bf16Attention
 from imtx.costs import matmul_rate
 from imtx.layout import build_layout
+from memory import keep_freed_memory
 from publishing import provenance
 from report import DTYPES
 from run import Run
@@ -253,6 +254,7 @@ def main() -> None:
     kind, work = ("training", print_training)
     if args.attention or args.profile:
         kind, work = ("attention", print_attention) if args.attention else ("profile", print_profile)
+    keep_freed_memory()  # as the trainer does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     about = {"hardware": provenance.hardware(device), "torch": torch.__version__, "precision": args.precision}
     about |= {"batch_size": args.batch_size, "compile": args.compile, "optimizer": args.optimizer, "steps": args.steps}
