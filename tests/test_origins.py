@@ -173,6 +173,8 @@ def run(tmp_path) -> Path:
     for record in (folder, folder / "model"):
         RECORD.save(record / "training.json")
     (folder / "run.json").write_text(json.dumps({"init": "faces-sr-1d", "init_licence": NC, "preset": None}))
+    lines = [json.dumps({"step": step, "bits_per_dim": 5.0}) for step in range(50, 251, 50)]
+    (folder / "log.jsonl").write_text("\n".join([*lines, '{"step": 30']))  # whoever wrote the last line was killed
     return folder
 
 
@@ -207,6 +209,15 @@ def test_a_checkpoint_is_called_what_it_is(folder, steps, said, run, dry):
     card = dry(run / "checkpoints" / folder, *UNLICENSED)
     assert cell(card, "Steps") == said and Training.load(card / "training.json").steps == steps
     assert ("at the end: 3.456" in (card / "README.md").read_text()) == (folder == "step-00000250/ema")
+
+
+@pytest.mark.parametrize("folder, last", [("checkpoints/step-00000100/ema", 100), ("checkpoints/before-decay/raw", 150), ("model", 250)])
+def test_the_log_up_to_its_step_goes_with_a_model(folder, last, run, dry):
+    card = dry(run / folder, *UNLICENSED)
+    steps = [json.loads(line)["step"] for line in (card / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(50, last + 1, 50)) and cell(card, "Log").startswith("[log.jsonl](log.jsonl)")
+    again = dry(card, *UNLICENSED, name="again")  # of the published folder, which is no run's
+    assert (again / "log.jsonl").read_text() == (card / "log.jsonl").read_text()
 
 
 def test_a_run_that_has_not_ended_has_no_record_but_binds(run, dry, refusal, tmp_path, capsys):

@@ -18,6 +18,7 @@ import zoo
 from publishing.card_text import SAMPLING
 from publishing.cards import Entry, task_of
 from publishing.known_data import KNOWN
+from publishing.records import LOG, RECORD, Training
 
 DATA = Path(os.environ.get("IMTX_DATA", ROOT.parent / "shared" / "data"))
 FLOORS = {"cifar10": ("cifar10", 4.4), "faces": ("faces32", 3.8)}  # by the name's first word: data folder, most bits/dim
@@ -30,7 +31,7 @@ def test_files_are_small_enough_for_a_plain_push_to_a_space():
     assert {"cifar10-dmol-1d", "faces-sr-1d"} <= set(MODELS) == {path.parent.name for path in files}
     assert max(path.stat().st_size for path in files) < 10_000_000
     assert sum(path.stat().st_size for path in files) < 40_000_000
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".png"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".md", ".png"}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -50,6 +51,22 @@ def test_a_card_tells_what_one_must_know(name):
     assert "python train/train.py --preset" in card and "python train/evaluate.py --checkpoint" in card
     if name.startswith("faces"):
         assert "non-commercial research" in card
+
+
+LOGGED = [name for name in MODELS if name != "faces-sr-1d"]  # whose log was not kept, as its card says
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_the_log_is_of_the_run_that_the_card_tells(name):
+    training = Training.load(BUNDLED / name / RECORD)
+    lines = list(map(json.loads, (BUNDLED / name / LOG).read_text().splitlines()))
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    last = lines[-1]
+    assert (last["step"], last["validation_bits_per_dim"]) == (training.steps, training.validation_bits_per_dim)
+    on_the_way = [(line["step"], line["validation_bits_per_dim"]) for line in lines if "validation_bits_per_dim" in line]
+    assert set(training.curve) <= set(on_the_way)
+    assert sum("images_per_second" in line for line in lines) > 50
+    assert "| Log | [log.jsonl](log.jsonl)" in (BUNDLED / name / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,7 +1,7 @@
 """Publishes a model on the Hugging Face Hub with its card: python train/publish.py runs/x/model owner/name ...
 
-What is uploaded is a folder: config.json, the weights, training.json (what the training run left), samples.png and the
-card, README.md. `--dry-run --output FOLDER` writes that same folder here and uploads nothing; read its card, change
+What is uploaded is a folder: config.json, the weights, training.json and log.jsonl (what the training run left),
+samples.png and the card, README.md. `--dry-run --output FOLDER` writes that same folder here and uploads nothing; read its card, change
 what you like, and `publish.py FOLDER owner/name --as-is` uploads it as it stands.
 
     python train/publish.py runs/mine/model me/mine --data-name "My photos" --data-licence "They are mine" \\
@@ -42,7 +42,7 @@ from publishing import hub, licences, origins
 from publishing.card_text import body
 from publishing.cards import Entry, binding, task_of
 from publishing.known_data import KNOWN, Data, Licence
-from publishing.records import RECORD, Evaluation, read_text
+from publishing.records import LOG, RECORD, Evaluation, read_text
 from publishing.sheets import COLUMNS, sample_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +178,8 @@ def build(args: argparse.Namespace, folder: Path) -> None:
         raise SystemExit(f"--dtype {args.dtype} rounds the weights that {args.evaluation} is about: give --data alone.")
     if training:
         training.save(folder / RECORD)
+    if log := origins.log(source):
+        (folder / LOG).write_text(log, encoding="utf-8")
     evaluation = figures(args, folder, stored)
     stored.to("cuda" if torch.cuda.is_available() else "cpu")
     pixels, caption = sample_sheet(stored, images, args.temperature, args.guidance, args.show_data, pictures)
@@ -191,7 +193,8 @@ def build(args: argparse.Namespace, folder: Path) -> None:
         licence=licence.id, licence_name=licence.name, licence_link=licence.link, evaluation=evaluation,
         init=origin.init,
     )
-    text = body(entry, config, training, used, licence, caption=caption, title=args.title, about=about, origin=origin)
+    told = {"title": args.title, "about": about, "origin": origin, "logged": bool(log)}
+    text = body(entry, config, training, used, licence, caption=caption, **told)
     (folder / "README.md").write_text(entry.front_matter() + text, encoding="utf-8")
 
 

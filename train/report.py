@@ -17,6 +17,7 @@ from imtx import ImageTransformer, draw
 from imtx.costs import forward_flops, matmul_rate
 from imtx.images import save_png, sheet
 from likelihood import sources_of
+from publishing.records import LOG, log_up_to
 
 LOSSES_A_LINE, SECONDS_A_LINE = 50, 10  # between two lines of the log, and two texts of the bar: whichever is first
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,9 +81,8 @@ class Report:
     @staticmethod
     def forget_after(output: Path, step: int) -> None:
         """Log and sheets of a run that goes on from there, as it comes to the later steps once more. For the main process."""
-        if (log := output / "log.jsonl").exists():
-            lines = log.read_text().splitlines(keepends=True)
-            write_whole(log, "".join(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step))
+        if (log := output / LOG).exists():
+            write_whole(log, log_up_to(log, step))
         for sheet_file in output.glob("samples/*.png"):
             if sheet_file.stem.isdigit() and int(sheet_file.stem) > step:
                 sheet_file.unlink()
@@ -127,7 +127,7 @@ class Report:
         self.accelerator.log({name: value for name, value in entry.items() if isinstance(value, (int, float))}, step=step)
         if self.accelerator.is_main_process:
             entry = {"step": step, "seconds": round(seconds, 1), **entry}
-            with open(self.output / "log.jsonl", "a") as file:
+            with open(self.output / LOG, "a") as file:
                 file.write(json.dumps(entry) + "\n")
             self.bar.write("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()))
 

@@ -23,7 +23,7 @@ from memory import keep_freed_memory
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
 from processes import check_batch, check_launch, check_sharding
 from publishing import provenance
-from publishing.records import RECORD, RUN, Training
+from publishing.records import LOG, RECORD, RUN, Training
 from report import Report, in_a_sentence, require_tracker
 from start import CHANGEABLE, SETTINGS, Start, changes, check_data, check_settings, commands, noted
 
@@ -251,7 +251,7 @@ class Run:
             )
         progress.decaying = progress.decaying and share >= 1 - DECAY_SHARE  # no longer, with a larger budget
         if self.accelerator.is_main_process:
-            kept = (RUN, RECORD, "model", "log.jsonl", "samples")
+            kept = (RUN, RECORD, "model", LOG, "samples")
             self.checkpoints.set_aside_after(progress.step, kept, ended=(args.output / RECORD).exists())
             Report.forget_after(args.output, progress.step)
             print(*self.changes, sep="\n", end="\n" * bool(self.changes), file=sys.stderr)

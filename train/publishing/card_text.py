@@ -21,15 +21,16 @@ LIMITS = {
 
 def body(
     entry: Entry, config: Config, training: Training | None, data: Data, licence: Licence, *, caption: str,
-    title: str | None = None, about: str | None = None, origin: Origin | None = None,
+    title: str | None = None, about: str | None = None, origin: Origin | None = None, logged: bool = False,
 ) -> str:
     """The card's Markdown below its front matter. What was not recorded or measured is said to be so.
 
     caption: under samples.png. about: Markdown of the author's own, at the end. origin: what the weights were made from.
+    logged: whether log.jsonl lies beside it.
     """
     started = "What it started from shows in it too, the more the less it was trained." if entry.init else None
     limits = " ".join(text for text in (LIMITS[entry.task], started, data.limits) if text)
-    cells = {name: cell.replace("|", r"\|") for name, cell in table(entry, training, data, licence, origin).items()}
+    cells = {name: cell.replace("|", r"\|") for name, cell in table(entry, training, data, licence, origin, logged).items()}
     rows = "\n".join(f"| {name} | {cell} |" for name, cell in cells.items())
     parts = [
         f"# {entry.name}: {title or default_title(entry, config, data)}",
@@ -93,7 +94,7 @@ def usage(hub_id: str, config: Config) -> str:
 
 
 def table(
-    entry: Entry, training: Training | None, data: Data, licence: Licence, origin: Origin | None
+    entry: Entry, training: Training | None, data: Data, licence: Licence, origin: Origin | None, logged: bool
 ) -> dict[str, str]:
     """Name of a row -> its cell, before bars are escaped."""
     about = f"{data.name} ({data.citation})" if data.citation else data.name
@@ -142,6 +143,7 @@ def table(
         "Parameters": f"{entry.parameters:,}, stored as {stored}",
         "Sampling": SAMPLING,
         **run,
+        **({"Log": "[log.jsonl](log.jsonl): the loss of the steps, and validation, as they came"} if logged else {}),
         "Bits/dim": figures,
         **measured,
     }

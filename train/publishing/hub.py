@@ -10,8 +10,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from .records import LOG, RECORD
+
 # All that is published. What an earlier upload left of it goes: a shard of another model must not stay beside the new ones.
-FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "samples.png", "training.json"]
+FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "README.md", "samples.png", RECORD, LOG]
 
 
 def check_name(repo: str) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from .cards import binding, licence_of
-from .records import RECORD, RUN, Training, parse_object, read_text, shortened
+from .records import LOG, RECORD, RUN, Training, log_up_to, parse_object, read_text, shortened
 from imtx.checkpoint import Origin, find, load_origin
 
 PROGRESS = "custom_checkpoint_0.pkl"  # in a checkpoint: accelerate's name for the run's Progress
@@ -55,6 +55,14 @@ def training(folder: Path) -> Training | None:
         whole, steps=step, images_seen=step * whole.batch_size, minutes=seconds / 60, validation_bits_per_dim=None,
         curve=tuple(point for point in whole.curve if point[0] <= step), checkpoint=f"{folder.parent.name}/{folder.name}",
     )
+
+
+def log(folder: Path) -> str | None:
+    """What the run has told that left the weights in a model folder, of a checkpoint up to its step; None: not kept."""
+    folder = folder.resolve()
+    path = folder / LOG if (folder / LOG).exists() or not (run := run_of(folder)) else run / LOG
+    found = training(folder)
+    return log_up_to(path, found.steps) if found and path.exists() else None
 
 
 def origin(folder: Path) -> Origin | None:

@@ -14,6 +14,7 @@ from files import write_whole
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "run.json"  # in a run's folder: what it began with, for --resume and for origins.py
 RECORD = "training.json"  # in it and in its model folder: `Training`
+LOG = "log.jsonl"  # in it: what the run has told, a JSON object a line (`Report.log`)
 
 
 @dataclass(frozen=True)
@@ -182,3 +183,9 @@ def parse_object(where: str | Path, text: str) -> dict:
     if not isinstance(found, dict):
         raise SystemExit(f"{where} holds no JSON object.")
     return found
+
+
+def log_up_to(path: Path, step: int) -> str:
+    """The lines of a run's log up to a step, without one that the run died in. Raises OSError."""
+    lines = path.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step)
