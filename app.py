@@ -13,7 +13,8 @@ import torch
 from imtx import fast
 from imtx.checkpoint import CheckpointError
 from imtx.demo.canvas import canvas
-from imtx.demo.models import Installed, installed
+from imtx.demo.gallery import sheets
+from imtx.demo.models import GENERATOR, UPSCALER, Installed, installed
 from imtx.demo.requests import GUIDANCES, MAX_COUNT, NO_CLASS, TEMPERATURES, choices
 from imtx.demo.tasks import Tasks
 from imtx.images import MAX_ZOOM
@@ -168,6 +169,8 @@ def build(tasks: Tasks) -> gr.Blocks:
             gr.on(changes, tasks.frame, [picture, zoom, x, y, model], image, **quiet)
             connect(tasks.super_resolve, "super_resolve", image, widgets, model, *screen, files)
 
+        with gr.Accordion("What the bundled models draw: seeds in order, none chosen", open=False):
+            gr.Gallery(sheets(ASSETS / "figures", (GENERATOR, UPSCALER)), columns=3, height="auto", object_fit="contain", show_label=False)
         with gr.Accordion("How it works", open=False):
             gr.Markdown(HOW)
     return demo

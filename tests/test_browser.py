@@ -218,6 +218,15 @@ def test_examples(visit):
         assert image.evaluate("image => image.naturalWidth") > 0
 
 
+def test_sheets_of_samples_can_be_opened(visit):
+    visitor = visit()
+    visitor.page.get_by_role("button", name="What the bundled models draw").click()
+    visitor.page.get_by_role("button", name="Thumbnail 1 of").click()
+    sheet = visitor.page.locator(".preview img").first
+    expect(sheet).to_have_js_property("complete", True)
+    assert sheet.evaluate("image => image.naturalWidth") > 900
+
+
 def test_an_example_comes_with_its_class_and_another_picture_with_none(visit, tmp_path):
     visitor = visit()
     visitor.open("Complete")

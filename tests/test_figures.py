@@ -11,6 +11,8 @@ from conftest import CLASSES, SIZE, SOURCE, small
 from PIL import Image
 
 from imtx import ImageTransformer, draw
+from imtx.demo.gallery import sheets
+from imtx.demo.models import GENERATOR, UPSCALER
 from imtx.images import square_crop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,6 +181,15 @@ def test_refusals_name_the_option(tmp_path):
         figures.main(["--output", str(tmp_path / "out"), "--weights", str(tmp_path)])
     with pytest.raises(SystemExit, match="--output: .*file cannot be written to: File exists"):
         figures.main(["--output", str(tmp_path / "file"), "--weights", str(tmp_path / "weights")])
+
+
+def test_the_page_has_every_sheet_those_of_its_defaults_first():
+    found = sheets(ROOT / "assets/figures", (GENERATOR, UPSCALER))
+    assert {path for path, _ in found} == {str(path) for path in (ROOT / "assets/figures").iterdir()}
+    names = [caption.partition(": ")[0] for _, caption in found]
+    assert names[:4] == [GENERATOR] * 3 + [UPSCALER]
+    assert all(Path(path).stem.startswith(f"{name}-") for (path, _), name in zip(found, names))
+    assert found[0][1] == f"{GENERATOR}: by class and temperature"
 
 
 def test_the_bundled_gallery_is_what_the_command_writes(tmp_path, monkeypatch):

@@ -25,9 +25,10 @@ def sample_sheet(
     config, kinds, conditions, of_columns = model.config, 1, {}, ""
     if config.source_size:
         kinds = min(COLUMNS, len(images))
+        which = f"{'the' if kinds == len(images) else 'the first'} {kinds} {pictures}"
         of_columns = (
-            f" Columns, in turn: the first {kinds} {pictures}, above the samples as sources and below as they are."
-            if show_data else f" Columns, in turn: the sources of the first {kinds} {pictures}, which are not shown."
+            f" Columns, in turn: {which}, above the samples as sources and below as they are."
+            if show_data else f" Columns, in turn: the sources of {which}, which are not shown."
         )
     elif config.classes:
         kinds = min(MOST_CLASSES, len(config.classes))
