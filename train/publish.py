@@ -163,11 +163,13 @@ def build(args: argparse.Namespace, folder: Path) -> None:
             f"{source} has no training.json: nothing here tells what its weights were trained on from. If those bind, "
             f"{licence.id} is wrong for these too.", file=sys.stderr,
         )
-    images, pictures = None, "test pictures"
+    images, pictures = None, ""
     if config.source_size and used.people:  # a sample shows its source: nothing that comes from those people's pictures
-        images, pictures = data.load(str(PORTRAITS), "train", config), f"portraits in {PORTRAITS.relative_to(ROOT)}"
+        images = data.load(str(PORTRAITS), "train", config)
+        pictures = f"{len(images)} portraits in {PORTRAITS.relative_to(ROOT)}"
     elif config.source_size:
         images = data.load(args.data, "test", config, COLUMNS)
+        pictures = f"first {len(images)} test pictures"
 
     kept = origin if args.licence else dataclasses.replace(origin, licence=licence.named)  # a choice does not bind others
     model.origin = None if kept == Origin() else kept

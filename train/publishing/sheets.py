@@ -14,8 +14,7 @@ MOST_CLASSES = 10  # columns, one a class
 
 
 def sample_sheet(
-    model: ImageTransformer, images: Images | None, temperature: float, guidance: float = 1.0, show_data: bool = False,
-    pictures: str = "test pictures",
+    model: ImageTransformer, images: Images | None, temperature: float, guidance: float, show_data: bool, pictures: str
 ) -> tuple[np.ndarray, str]:
     """(h, w, 3) uint8, enlarged three times, and its caption. Sample i has seed i and the condition of its column.
 
@@ -25,10 +24,9 @@ def sample_sheet(
     config, kinds, conditions, of_columns = model.config, 1, {}, ""
     if config.source_size:
         kinds = min(COLUMNS, len(images))
-        which = f"{'the' if kinds == len(images) else 'the first'} {kinds} {pictures}"
         of_columns = (
-            f" Columns, in turn: {which}, above the samples as sources and below as they are."
-            if show_data else f" Columns, in turn: the sources of {which}, which are not shown."
+            f" Columns, in turn: the {pictures}, above the samples as sources and below as they are."
+            if show_data else f" Columns, in turn: the sources of the {pictures}, which are not shown."
         )
     elif config.classes:
         kinds = min(MOST_CLASSES, len(config.classes))
