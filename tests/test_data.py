@@ -209,6 +209,39 @@ def test_folders_that_cannot_be_used_are_named(refusal, tmp_path, monkeypatch):
     assert refusal(folder) == f"{folder}/cat cannot be read: Permission denied."
 
 
+def test_links_are_followed_unless_they_lead_nowhere_or_back(load, refusal, tmp_path, capfd):
+    elsewhere = files(tmp_path / "elsewhere", {"1.png": picture(1)})
+    folder = files(tmp_path / "set", {"cat/0.png": picture(0)})
+    (folder / "dog").symlink_to(elsewhere)
+    (folder / "cat/gone.png").symlink_to(tmp_path / "gone.png")
+    images = load(folder)
+    assert sorted(images.labels.tolist()) == [0, 1] and images.classes == ("cat", "dog")
+    said = capfd.readouterr().err
+    assert "Skipped 1 of 3 pictures:" in said and f"{folder}/cat/gone.png: the picture cannot be decoded: " in said
+    Image.fromarray(picture(2)).save(tmp_path / "gone.png")  # which is another set then
+    assert len(load(folder)) == 3
+    (folder / "dog/back").symlink_to(elsewhere.parent)
+    assert refusal(folder) == f"{folder}/dog/back leads back to {tmp_path}, which it lies in: remove that link."
+
+
+def test_names_of_classes_are_text_however_accents_are_written(load, refusal, tmp_path):
+    train = load(files(tmp_path / "train", {"cafe\u0301/0.png": picture(0), "tea/1.png": picture(1)}))
+    test = load(files(tmp_path / "test", {"caf\u00e9/0.png": picture(0), "tea/1.png": picture(1)}))
+    assert train.classes == test.classes == ("caf\u00e9", "tea")
+    folder = files(tmp_path / "old", {"a/0.png": picture(0)})
+    os.mkdir(os.fsencode(folder) + b"/caf\xe9")
+    (folder / "a/0.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9/0.png"))
+    assert "a folder 'caf\\udce9', whose name is not in UTF-8: rename it." in refusal(folder)
+
+
+def test_the_folder_that_is_named_decides_what_the_labels_are(load, tmp_path):
+    """Of the same pictures, in an order that may be the same."""
+    for i in range(20):
+        folder = files(tmp_path / str(i), {f"x/{name}.png": picture(j + 3 * i) for j, name in enumerate(("a/0", "b/1", "b/2"))})
+        assert load(folder).classes == ("x",) and load(folder).labels.tolist() == [0, 0, 0]
+        assert sorted(load(folder / "x").labels.tolist()) == [0, 1, 1]
+
+
 # ---- pictures that cannot be used --------------------------------------------------------------------------
 
 
@@ -299,9 +332,13 @@ def test_a_checksum_of_pixels_and_labels_in_order():
     assert data.Images(pixels, labels)[[1, 0]].checksum() != data.Images(pixels, labels).checksum()
 
 
-def test_names_of_classes_decide_which_label_is_which():
+def test_names_of_classes_decide_which_label_is_which(capsys):
     model = ("cat", "dog", "owl")
+    assert data.match_labels(images_of([0, 1]), ("0", "1"), "x").labels.tolist() == [0, 1]
+    assert capsys.readouterr().err == ""
     assert data.match_labels(images_of([2, 0]), model, "x").labels.tolist() == [2, 0]
+    said = "The data do not name their classes: their labels are taken for the model's, 0 for cat, 1 for dog, 2 for owl.\n"
+    assert capsys.readouterr().err == said
     own = data.match_labels(images_of([1, 0, 1], ("owl", "cat")), model, "x")
     assert own.labels.tolist() == [0, 2, 0] and own.classes == model
     assert data.match_labels(images_of([1, 0], model), (), "x").labels.tolist() == [1, 0]
@@ -316,11 +353,14 @@ def test_names_of_classes_decide_which_label_is_which():
         assert sentence in str(ended.value)
 
 
-def test_a_model_takes_the_names_of_the_data():
+def test_a_model_takes_the_names_of_the_data(capsys):
     config = small_config("dmol", "class")
     assert data.with_classes(config, images_of([0])) is config
     assert data.with_classes(config, images_of([0], ("a", "b", "c"))).classes == ("a", "b", "c")
     assert data.with_classes(small_config("dmol", "sr"), images_of([0], ("a", "b"))).classes == ()
+    assert capsys.readouterr().err == ""
+    assert data.with_classes(config, images_of([0, 4])).classes == ("0", "1", "2", "3", "4")
+    assert capsys.readouterr().err == "The data do not name their 5 classes: they are called 0 to 4.\n"
     with pytest.raises(SystemExit, match="must differ from each other"):
         data.with_classes(config, images_of([0], ("a", "a")))
 

@@ -193,6 +193,11 @@ def test_the_card_of_a_checkpoint_tells_the_run_up_to_its_step(run, dry):
     told = dict(steps=100, images_seen=800, minutes=15.0, curve=((100, 4.25),), validation_bits_per_dim=None)
     record = Training.load(card / "training.json")
     assert record == replace(RECORD, checkpoint="step-00000100/ema", **told)
+    file = run / "checkpoints/step-00000100/custom_checkpoint_0.pkl"  # newer ones tell what the run was up to there
+    facts = {"command": "python train/train.py --first", "precision": "no", "commit": "1234567", "hardware": "a laptop"}
+    torch.save(torch.load(file) | {"told": facts}, file)
+    card = dry(run / "checkpoints/step-00000100/ema", *UNLICENSED, name="newer")
+    assert Training.load(card / "training.json") == replace(record, **facts)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CLASSES, SIZE, SOURCE, small
@@ -16,6 +17,7 @@ from publish_fixtures import (  # noqa: F401, some are fixtures
 from safetensors import safe_open
 from test_evaluate import reduced
 from test_records import RUN
+from test_train import write
 
 from imtx import ImageTransformer, draw
 
@@ -67,6 +69,32 @@ def test_the_figures_are_those_of_evaluate(dry, here, capsys):
     found = ModelCard((measured / "README.md").read_text()).data
     figures = {result.metric_type: result.metric_value for result in found.eval_results}
     assert figures == {name: expected[name] for name in ("bits_per_dim", "shuffled_sources_bits_per_dim")}
+
+
+def test_figures_of_other_pictures_or_options_are_called_so(dry, here, capsys):
+    options = ["--split", "train", "--limit", "3", "--no-class"]
+    (here / "set").mkdir(exist_ok=True)
+    write(here / "set/train-0.parquet", IMAGES.numpy(), labels=[i % 2 for i in range(11)])
+    evaluate.main(["--checkpoint", "generator", "--data", "set", *options])
+    (here / "printed.txt").write_text(capsys.readouterr().out)
+    folder = dry("generator", *OWN, "--evaluation", "printed.txt")
+    assert "for p(image) on 3 train images, each counted once" in cell(folder, "Bits/dim").replace("\\", "")
+    assert "--data DATA --split train --limit 3 --no-class`, float32" in cell(folder, "Measured with")
+    (result,) = ModelCard((folder / "README.md").read_text()).data.eval_results
+    assert result.dataset_split == "train" and "(3 train images)" in zoo.row(folder)
+
+
+def test_pictures_are_read_with_evaluate_s_options(dry, here, refusal):
+    pq.write_table(pq.read_table("images.parquet").rename_columns(["photo", "label"]), here / "odd.parquet")
+    assert "--image-column names another" in refusal("upscaler", "me/x", *OWN, *DRY, "--data", "odd.parquet")
+    folder = dry("upscaler", *OWN, "--data", "odd.parquet", "--image-column", "photo")
+    usual = dry("upscaler", *OWN, "--data", "images.parquet", name="usual")
+    assert contents(folder)["samples.png"] == contents(usual)["samples.png"]
+    assert cell(folder, "Bits/dim") == cell(usual, "Bits/dim")
+    assert "--data DATA --image-column photo`" in cell(folder, "Measured with")
+    assert "leave --celeba-crop out" in refusal("upscaler", "me/x", "--as-is", "--celeba-crop")
+    for option in ("--data-name", "--data-note"):
+        assert f"{option} is a line of the card, and is empty" in refusal("upscaler", "me/x", *OWN, *DRY, option, " ")
 
 
 def test_the_training_run_is_told_without_paths_of_the_machine(dry):

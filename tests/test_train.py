@@ -249,6 +249,21 @@ def test_data_that_cannot_be_used_is_named(make, sentence, tmp_path):
     assert done.returncode != 0 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
+def test_no_precision_is_pretended(data, tmp_path, monkeypatch):
+    options = ("--preset", "tiny", "--data", data, "--output", tmp_path / "o", "--max-steps", 1)
+    assert "fp16 is for GPUs: on a CPU it would be float32." in run("train.py", *options, "--mixed-precision", "fp16").stderr
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # by `accelerate launch --mixed_precision bf16`
+    assert "The launcher was told the precision bf16, and --mixed-precision no" in run("train.py", *options).stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_output_among_the_pictures_to_train_on_is_refused(tmp_path):
+    for i, image in enumerate(pictures(6, 0)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    done = run("train.py", "--preset", "tiny", "--data", tmp_path, "--output", tmp_path / "run", "--max-steps", 1)
+    assert f"--output: {tmp_path}/run lies in --data" in done.stderr and not (tmp_path / "run").exists()
+
+
 def test_a_rate_beyond_float32_is_refused(data, tmp_path):
     done = run("train.py", "--preset", "tiny", "--data", data, "--output", tmp_path, "--max-steps", 2, "--learning-rate", 1e38)
     assert done.returncode == 2 and "--learning-rate must be at most 1e30, got 1e+38; 0.002 is the default." in done.stderr

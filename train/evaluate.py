@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -155,6 +156,10 @@ def main(argv: list[str] | None = None) -> None:
         result[f"shuffled_{condition}s_bits_per_dim"] = bits_per_dim(model, images, shuffle=True, **options)
     result["likelihood"] = {"source": "p(high | low)", "label": "p(image | class)", None: "p(image)"}[condition]
     result["images"] = len(images)
+    result["split"] = args.split
+    limited = [] if args.limit is None else ["--limit", str(args.limit)]
+    if words := [*data.words(args, "test"), *limited, *["--no-class"] * args.no_class]:
+        result["options"] = shlex.join(words)
     samples = min(SAMPLES if args.samples is None else args.samples, len(images)) if config.source_size else 0
     if samples:
         result["consistency_rmse"] = consistency_rmse(model, images[:samples], args.batch_size or 16)

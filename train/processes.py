@@ -56,6 +56,18 @@ def check_launch(accelerator: Accelerator) -> None:
         )
 
 
+def check_precision(accelerator: Accelerator, asked: str) -> None:
+    """Refuses a precision that a launcher was told and train.py was not, and one that this device would not compute in."""
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher not in ("no", asked):
+        raise SystemExit(
+            f"The launcher was told the precision {launcher}, and --mixed-precision {asked}, which decides, is another. Give "
+            "train.py's option, and leave the launcher's out."
+        )
+    if asked == "fp16" and accelerator.device.type == "cpu":
+        raise SystemExit("--mixed-precision fp16 is for GPUs: on a CPU it would be float32. Take bf16, or leave it out.")
+
+
 def check_batch(accelerator: Accelerator, batch_size: int, accumulate: int) -> None:
     """Refuses a batch that cannot be shared out evenly."""
     parts = accelerator.num_processes * accumulate

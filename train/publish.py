@@ -74,6 +74,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--data", metavar="DATA", help="parquet file, or a folder: its test-* files. Bits/dim are measured on it unless "
         "there is an --evaluation; the samples of a super-resolution model get their sources from it",
     )
+    data.add_reading_options(card, split="test")
     card.add_argument("--show-data", action="store_true", help="super-resolution: show sources and true pictures too")
     card.add_argument("--temperature", type=float, help="of the samples (1)")
     card.add_argument("--guidance", type=float, help="of the samples, of a model with classes (1)")
@@ -83,7 +84,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--dry-run and --output FOLDER go together, and without --as-is.")
     if args.dry_run and (args.private or args.revision):
         parser.error("--private and --revision are for an upload: leave them out with --dry-run.")
-    describing = [action.dest for action in card._group_actions if getattr(args, action.dest) not in (None, False)]
+    asked = (action for action in card._group_actions if action.dest != "cache")
+    describing = [a.dest for a in asked if getattr(args, a.dest) not in (None, False, "test")]
     if args.as_is and describing:
         parser.error(f"--as-is keeps the card that is there: leave --{describing[0].replace('_', '-')} out.")
     if args.licence != "other" and (args.licence_name or args.licence_link):
@@ -91,8 +93,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if not args.as_is and args.data_name is None:
         parser.error("--data-name: say what the model was trained on.")
     for action in card._group_actions:
-        if isinstance(told := getattr(args, action.dest), str) and len(told.splitlines()) > 1:
-            parser.error(f"{action.option_strings[0]} is a line of the card, and cannot be several.")
+        if isinstance(told := getattr(args, action.dest), str) and len(told.strip().splitlines()) != 1:
+            wrong = "and cannot be several" if told.strip() else "and is empty: say something, or leave it out"
+            parser.error(f"{action.option_strings[0]} is a line of the card, {wrong}.")
     args.temperature = 1.0 if args.temperature is None else args.temperature
     args.dtype = args.dtype or "fp32"
     if not 1 / HOTTEST <= args.temperature <= HOTTEST:
@@ -137,7 +140,9 @@ def figures(args: argparse.Namespace, folder: Path, model: ImageTransformer) -> 
     if args.data is None:
         return None
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        evaluate.main(["--checkpoint", str(folder), "--data", args.data])
+        strict = ["--strict"] * args.strict
+        words = [*data.words(args, "test"), *strict, "--cache", str(args.cache)]
+        evaluate.main(["--checkpoint", str(folder), "--data", args.data, *words])
     print(printed.getvalue(), end="")
     return Evaluation.parse(printed.getvalue(), "evaluate.py", parameters)
 
@@ -168,8 +173,8 @@ def build(args: argparse.Namespace, folder: Path) -> None:
         images = data.load(str(PORTRAITS), "train", config)
         pictures = f"{len(images)} portraits in {PORTRAITS.relative_to(ROOT)}"
     elif config.source_size:
-        images = data.load(args.data, "test", config, COLUMNS)
-        pictures = f"first {len(images)} test pictures"
+        images = data.load(args.data, args.split, config, COLUMNS, **data.options(args))
+        pictures = f"first {len(images)} {args.split} pictures"
 
     kept = origin if args.licence else dataclasses.replace(origin, licence=licence.named)  # a choice does not bind others
     model.origin = None if kept == Origin() else kept

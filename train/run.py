@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from imtx import ImageTransformer
 from likelihood import Likelihood, bits_per_dim, sources_of
 from memory import keep_freed_memory
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
-from processes import check_batch, check_launch, check_sharding
+from processes import check_batch, check_launch, check_precision, check_sharding
 from publishing import provenance
 from publishing.records import LOG, RECORD, RUN, Training
 from report import Report, in_a_sentence, require_tracker
@@ -37,6 +38,7 @@ class Progress:
     def __init__(self):
         self.step, self.seconds, self.decaying = 0, 0.0, False  # steps taken, seconds of training, rate on its way down
         self.curve = []  # [step, bits/dim of the first held-out images] at each milestone
+        self.told = {}  # of the run up to here: `Run.facts`
 
     def state_dict(self) -> dict:
         return dict(vars(self))
@@ -73,8 +75,6 @@ class Run:
         if self.accelerator.is_main_process:
             self.claim_output()
         self.accelerator.wait_for_everyone()
-        if args.track:
-            self.accelerator.init_trackers(args.track)
         self.report = Report(args.output, self.accelerator, self.average.model, args.mixed_precision, args.batch_size)
         self.interrupted = False
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -88,6 +88,7 @@ class Run:
         project = ProjectConfiguration(project_dir=str(args.output), logging_dir=str(args.output))
         self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.track, project_config=project)
         check_launch(self.accelerator)
+        check_precision(self.accelerator, args.mixed_precision)
         check_sharding(self.accelerator, args.optimizer)
         check_batch(self.accelerator, args.batch_size, args.accumulate)
         if self.accelerator.is_main_process:
@@ -97,6 +98,8 @@ class Run:
         """The images, those held out, and the model's configuration with their classes."""
         args = self.args
         images = data.load(args.data, args.split, self.start.config, **data.options(args))
+        if data.holds_pictures(args.data) and args.output.resolve().is_relative_to(Path(args.data).resolve()):
+            raise SystemExit(f"--output: {args.output} lies in --data, where its sheets would be pictures to train on.")
         self.config = data.with_classes(self.start.config, images)
         # The names that the data's labels stand for; the model's classes may be in another order.
         self.labels = None if images.labels is None else list(images.classes or self.config.classes)
@@ -236,12 +239,15 @@ class Run:
         self.check_weights()
         if self.accelerator.is_main_process and not self.noted:
             self.note()  # of a run that goes on: had it diverged, it would have done nothing to the weights
+        self.progress.told = self.facts()
         self.checkpoints.save(name or f"step-{self.progress.step:08d}")
 
     def resume(self) -> None:
         """Raises SystemExit, before anything is changed, if the run has ended and its budget is not larger by now."""
         args, progress = self.args, self.progress
         self.checkpoints.load(self.checkpoints.find(args.resume))
+        if args.max_steps is not None and progress.step > args.max_steps:
+            raise SystemExit(f"--max-steps {args.max_steps:,}: this run has taken {progress.step:,} already. Raise it.")
         share = progress.share(args)
         if share == 1 and (args.output / RECORD).exists():  # without: killed in its last validation, which comes once more
             constant = "; --resume before-decay then goes on at the constant rate" * (args.schedule == "constant")
@@ -251,7 +257,7 @@ class Run:
             )
         progress.decaying = progress.decaying and share >= 1 - DECAY_SHARE  # no longer, with a larger budget
         if self.accelerator.is_main_process:
-            kept = (RUN, RECORD, "model", LOG, "samples")
+            kept = (RUN, RECORD, "model", LOG, "samples", *filter(None, [args.track]))
             self.checkpoints.set_aside_after(progress.step, kept, ended=(args.output / RECORD).exists())
             Report.forget_after(args.output, progress.step)
             print(*self.changes, sep="\n", end="\n" * bool(self.changes), file=sys.stderr)
@@ -277,6 +283,8 @@ class Run:
             self.resume()
         else:
             set_seed(args.seed, device_specific=True)  # weights are the same in all processes, dropout is not
+        if args.track:  # what tensorboard has of later steps belongs to the run that is set aside
+            self.accelerator.init_trackers(args.track, init_kwargs={args.track: {"purge_step": progress.step + 1}})
         if self.accelerator.is_main_process:
             for folder in (args.output, args.output / "model"):  # of an earlier end of this run, which does go on now
                 (folder / RECORD).unlink(missing_ok=True)
@@ -340,15 +348,22 @@ class Run:
             "output": str(self.args.output / "model"),
         }
 
+    def facts(self) -> dict[str, str | None]:
+        """Fields of `Training` that another command, on another machine, may change when the run goes on."""
+        hardware = provenance.hardware(self.accelerator.device, self.accelerator.num_processes)
+        return {
+            "command": " && ".join(self.commands), "hardware": hardware, "precision": self.args.mixed_precision,
+            "commit": self.commit,
+        }
+
     def save_record(self, validation: float) -> None:
-        args, progress, accelerator = self.args, self.progress, self.accelerator
+        args, progress = self.args, self.progress
         record = Training(
-            command=" && ".join(self.commands), preset=args.preset, init=args.init, init_licence=self.start.licence,
+            **self.facts(), preset=args.preset, init=args.init, init_licence=self.start.licence,
             data=args.data, data_checksum=self.checksum, images=len(self.images), steps=progress.step, batch_size=args.batch_size,
             images_seen=progress.step * args.batch_size, seed=args.seed,
-            minutes=progress.seconds / 60, hardware=provenance.hardware(accelerator.device, accelerator.num_processes),
-            precision=args.mixed_precision, commit=self.commit, validation_bits_per_dim=validation,
-            validation_images=len(self.held_out), curve=progress.curve,
+            minutes=progress.seconds / 60, validation_bits_per_dim=validation, validation_images=len(self.held_out),
+            curve=progress.curve,
         )
         for folder in (args.output / "model", args.output):  # in this order: with the second one the run has ended
             record.save(folder / RECORD)

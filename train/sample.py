@@ -64,7 +64,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--sources", metavar="DATA", help="super-resolution: pictures to take the sources from, in turn; parquet file, or a "
         "folder: its test-* files",
     )
+    data.add_reading_options(parser, split="test")
     args = parser.parse_args(argv)
+    if args.sources is None and (words := [*data.words(args, "test"), *["--strict"] * args.strict]):
+        parser.error(f"{words[0]} goes with --sources: it says how those are read.")
     for name in ("count", "batch_size", "file_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
@@ -95,7 +98,8 @@ class Samples:
         if args.class_name is not None and args.class_name not in config.classes:
             raise SystemExit(f"--class: there is no {args.class_name}; the model's classes are {', '.join(config.classes)}.")
         if config.source_size:
-            self.sources = sources_of(data.load(args.sources, "test", config, args.count), config.source_size)
+            pictures = data.load(args.sources, args.split, config, args.count, **data.options(args))
+            self.sources = sources_of(pictures, config.source_size)
         files = math.ceil(args.count / args.file_size)
         self.files = [args.output / f"test-{i:05d}-of-{files:05d}.parquet" for i in range(files)]
 
@@ -137,8 +141,17 @@ class Samples:
     def write(self, number: int) -> None:
         """Draws the samples of a file, which is complete under its name or not there. Raises OSError."""
         samples, file, buffer = self.of_file(number), self.files[number], io.BytesIO()
-        pq.write_table(pa.table(self.columns(samples)), buffer)
+        table = pa.table(self.columns(samples))
+        pq.write_table(table.replace_schema_metadata(self.metadata(table.column_names)), buffer)
         write_whole(file, buffer.getvalue())
+
+    def metadata(self, columns: list[str]) -> dict[str, str]:
+        """What these columns hold, the names of the classes above all, as `datasets` and train/data write and read it."""
+        features = {name: {"dtype": "int64", "_type": "Value"} for name in columns}
+        features["image"] = {"_type": "Image"}
+        if "label" in columns:
+            features["label"] = {"names": list(self.model.config.classes), "_type": "ClassLabel"}
+        return {"huggingface": json.dumps({"info": {"features": features}})}
 
     def save_sheet(self) -> None:
         """samples.png: the first ones, read back from the files. Raises OSError."""

@@ -26,7 +26,8 @@ def row(folder: Path) -> str:
     figures, shuffled, consistency = "not measured", "", ""
     if figure := entry.evaluation:
         likelihood = figure.likelihood.replace("|", r"\|")
-        figures = f"**{figure.bits_per_dim:.3f}** {likelihood} ({figure.images:,} images)"
+        of = "" if figure.split == "test" else f"{figure.split} "
+        figures = f"**{figure.bits_per_dim:.3f}** {likelihood} ({figure.images:,} {of}images)"
         shuffled = "{}: {:.3f}".format(*figure.shuffled) if figure.shuffled else ""
         consistency = "" if figure.consistency_rmse is None else f"{figure.consistency_rmse:.2f}"
     cells = (

@@ -49,6 +49,11 @@ def add_options(parser: argparse.ArgumentParser, split: str) -> None:
         help="parquet file; folder of SPLIT-*.parquet files; folder of pictures, in folders by class or not, all in "
         "train/ and test/ or not; or a data set on the Hugging Face Hub, OWNER/NAME",
     )
+    add_reading_options(parser, split)
+
+
+def add_reading_options(parser: argparse.ArgumentParser, split: str) -> None:
+    """Those that say how images are read, of a script where they need not be given."""
     parser.add_argument("--split", default=split, help="part of the data (%(default)s)")
     parser.add_argument("--image-column", metavar="NAME", help="of a table (image, or img)")
     parser.add_argument("--label-column", metavar="NAME", help="of a table (label, if there is one)")
@@ -65,6 +70,14 @@ def add_options(parser: argparse.ArgumentParser, split: str) -> None:
 def options(args: argparse.Namespace) -> dict:
     """Of the parsed options, those that `load` takes by name."""
     return {name: getattr(args, name) for name in ("image_column", "label_column", "celeba_crop", "strict", "cache")}
+
+
+def words(args: argparse.Namespace, split: str) -> list[str]:
+    """Of the parsed options, those by which other pictures come out than without: as they stand on a command line."""
+    told = [] if args.split == split else ["--split", args.split]
+    for name in ("image_column", "label_column"):
+        told += [] if getattr(args, name) is None else [f"--{name.replace('_', '-')}", getattr(args, name)]
+    return told + ["--celeba-crop"] * args.celeba_crop
 
 
 def default_cache() -> Path:
@@ -84,9 +97,8 @@ def load(
     source = find(data, split, image_column, label_column)
     size, levels = config.image_size, config.levels
     pixels, labels, about = arrays(data, source, size, celeba_crop, strict, cache or default_cache())
-    if about["skipped"] and os.environ.get("LOCAL_RANK", "0") == "0":  # a line a machine, not one a process
-        skipped, total = about["skipped"], about["skipped"] + about["images"]
-        print(f"Skipped {skipped:,} of {total:,} pictures{listed(about['first_skipped'], skipped)}", file=sys.stderr)
+    if skipped := about["skipped"]:
+        tell(f"Skipped {skipped:,} of {skipped + about['images']:,} pictures{listed(about['first_skipped'], skipped)}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is the tensor: see Images
         images = Images(torch.from_numpy(pixels), None if labels is None else torch.from_numpy(labels), source.classes)
@@ -95,6 +107,12 @@ def load(
         number = int((highest >= levels).nonzero()[0])
         raise SystemExit(f"{data}, image {number}: level {highest[number]} is not one of the model's, 0..{levels - 1}.")
     return images
+
+
+def holds_pictures(data: str) -> bool:
+    """Whether --data is a folder of pictures, and not one of parquet files or a data set of the Hub."""
+    path = Path(data)
+    return path.is_dir() and not any(any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
 
 
 def find(data: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Source:
@@ -120,18 +138,29 @@ def find(data: str, split: str, image_column: str | None = None, label_column: s
 def with_classes(config: Config, images: Images) -> Config:
     """The configuration of a model to train on the images: with their class names, if it has classes and they name any.
 
-    On images without labels no class would be learned: there it has none, and a line says so.
+    On images without labels no class would be learned: there it has none, and a line says so. More labels than it has
+    classes, without names, are called by their numbers.
     """
     if config.classes and images.labels is None:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("The data have no labels, by column or by folder: the model is trained without classes.", file=sys.stderr)
+        tell("The data have no labels, by column or by folder: the model is trained without classes.")
         return replace(config, classes=())
-    if not config.classes or not images.classes:
+    if not config.classes:
         return config
+    if images.classes is None:
+        if (count := int(images.labels.max()) + 1) <= len(config.classes):
+            return config
+        tell(f"The data do not name their {count} classes: they are called 0 to {count - 1}.")
+        return replace(config, classes=tuple(map(str, range(count))))
     try:
         return replace(config, classes=images.classes)
     except ValueError as error:  # names that are not unique
         raise SystemExit(f"The data's classes cannot be a model's: {error}") from error
+
+
+def tell(line: str) -> None:
+    """A line a machine, not one a process."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def check_labels(images: Images, classes: tuple[str, ...], data: str) -> None:
@@ -148,20 +177,23 @@ def check_labels(images: Images, classes: tuple[str, ...], data: str) -> None:
 def match_labels(images: Images, classes: tuple[str, ...], data: str) -> Images:
     """The images with labels that number the model's `classes`; as they are for a model without classes.
 
-    Data that name their classes may have others in number or order: names decide. Raises SystemExit with a sentence if
-    a model with these classes cannot be trained or evaluated on the images.
+    Data that name their classes may have others in number or order: names decide. Of others a line says what their labels
+    are taken for. Raises SystemExit with a sentence if a model with these classes cannot be trained or evaluated on the images.
     """
     if not classes:
         return images
     own = images.classes or classes
     check_labels(images, own, data)
+    if images.classes is None and classes != tuple(map(str, range(len(classes)))):
+        first = ", ".join(f"{label} for {name}" for label, name in enumerate(classes[:3])) + ", ..." * (len(classes) > 3)
+        tell(f"The data do not name their classes: their labels are taken for the model's, {first}.")
     if own == classes:
         return images
     if unknown := [name for name in own if name not in classes]:
         theirs = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
         raise SystemExit(
             f"{data} has a class {unknown[0]!r}, which the model has not; its classes are {theirs}. "
-            "(To evaluate without any, there is --no-class.)"
+            "(evaluate.py --no-class does without.)"
         )
     numbers = torch.tensor([classes.index(name) for name in own])
     return Images(images.pixels, numbers[images.labels], classes)

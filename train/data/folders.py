@@ -5,6 +5,7 @@ What is wrong with a folder is raised as SystemExit with a sentence, for the com
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,15 +42,28 @@ def pictures(folder: Path, split: str) -> Source:
     if loose and len(loose) < len(paths):
         deeper = next(path for path in paths if "/" in path)
         raise SystemExit(f"{root} holds a picture {loose[0]} beside folders with pictures, {deeper}: has it classes or not?")
-    classes = () if loose else tuple(sorted({path.split("/")[0] for path in paths}))
-    labels = {name: label for label, name in enumerate(classes)}
+    classes = () if loose else tuple(sorted({class_name(root, path) for path in paths}))
+    numbers = {name: label for label, name in enumerate(classes)}
+    labels = [None if loose else numbers[class_name(root, path)] for path in paths]
 
     def read() -> Iterator[Encoded]:
-        for path in paths:
-            yield Encoded(str(root / path), root / path, labels.get(path.split("/")[0]))
+        for path, label in zip(paths, labels):
+            yield Encoded(str(root / path), root / path, label)
 
-    files = stamps([root.resolve() / path for path in paths])
-    return Source(len(paths), ["pictures", files], classes or None, read)
+    there = [path for path in paths if (root / path).exists()]  # others are links to nothing: skipped when they are read
+    files = stamps([root.resolve() / path for path in there])
+    gone = sorted(set(paths) - set(there))
+    return Source(len(paths), ["pictures", files, gone, labels], classes or None, read)
+
+
+def class_name(root: Path, path: str) -> str:
+    """Of the picture root/path. One name can be written in two ways, with accents apart or not: here they are one."""
+    name = unicodedata.normalize("NFC", path.split("/")[0])
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise SystemExit(f"{root} has a folder {name!r}, whose name is not in UTF-8: rename it.") from error
+    return name
 
 
 def split_folder(folder: Path, split: str) -> Path:
@@ -70,7 +84,10 @@ def split_folder(folder: Path, split: str) -> Path:
 
 
 def walk(root: Path) -> list[str]:
-    """Paths of the pictures below root, relative to it, with slashes; nothing hidden. Raises OSError."""
+    """Paths of the pictures below root, relative to it, with slashes; nothing hidden. Raises OSError.
+
+    Links are followed. Raises SystemExit with a sentence for one that leads back to a folder above it.
+    """
 
     def fail(error: OSError) -> None:  # os.walk would pass over a folder that cannot be read
         raise error
@@ -78,6 +95,10 @@ def walk(root: Path) -> list[str]:
     found = []
     for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            link = Path(folder) / name
+            if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
+                raise SystemExit(f"{link} leads back to {link.resolve()}, which it lies in: remove that link.")
         for name in files:
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 found.append((Path(folder) / name).relative_to(root).as_posix())

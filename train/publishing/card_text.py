@@ -117,7 +117,7 @@ def table(
     if figure := entry.evaluation:
         figures = (
             f"**{figure.bits_per_dim:.3f}** for {figure.likelihood} "
-            f"on {figure.images:,} test images, each counted once"
+            f"on {figure.images:,} {figure.split} images, each counted once"
         )
         if figure.shuffled:
             condition, value = figure.shuffled
@@ -127,7 +127,8 @@ def table(
                 f"{figure.consistency_rmse:.2f} levels (0 to 255): RMSE between {figure.consistency_samples} samples, "
                 "reduced to the size of the source, and their sources"
             )
-        measured["Measured with"] = f"`python train/evaluate.py --checkpoint {entry.hub_id} --data DATA`, float32"
+        options = f" {figure.options}" if figure.options else ""
+        measured["Measured with"] = f"`python train/evaluate.py --checkpoint {entry.hub_id} --data DATA{options}`, float32"
     started = {}
     if origin and origin.average_of:
         started["Average"] = f"the mean of the weights of {', '.join(f'`{name}`' for name in origin.average_of)}"

@@ -85,7 +85,8 @@ class Entry:
         names = ("hub_id", "task", "preset", "parameters", "dtype", "data", "data_note")
         own = {name: getattr(self, name) for name in names} | ({"init": self.init} if self.init else {})
         figures = self.evaluation and dataclasses.asdict(self.evaluation)
-        own["evaluation"] = figures and {name: value for name, value in figures.items() if value is not None}
+        usual = {"split": "test"}
+        own["evaluation"] = figures and {name: v for name, v in figures.items() if v is not None and usual.get(name) != v}
         data = ModelCardData(
             license=self.licence,
             license_name=self.licence_name,
@@ -112,7 +113,7 @@ class Entry:
         kind_of_data = re.sub(r"\W+", "-", self.data.lower()).strip("-")
         return [
             EvalResult(
-                task_type=PIPELINES[self.task], task_name=self.task, dataset_split="test", dataset_type=kind_of_data,
+                task_type=PIPELINES[self.task], task_name=self.task, dataset_split=figure.split, dataset_type=kind_of_data,
                 dataset_name=", ".join(filter(None, (self.data, self.data_note))),
                 metric_type=kind, metric_value=value, metric_name=name,
             )

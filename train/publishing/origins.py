@@ -21,7 +21,7 @@ PROGRESS = "custom_checkpoint_0.pkl"  # in a checkpoint: accelerate's name for t
 def run_of(folder: Path) -> Path | None:
     """OUTPUT of the training run whose OUTPUT/model or OUTPUT/checkpoints/NAME/raw or ema a folder is."""
     folder = folder.resolve()
-    above = folder.parents[2] if folder.parent.parent.name == "checkpoints" else folder.parent
+    above = folder.parent.parent.parent if folder.name in ("raw", "ema") else folder.parent
     return above if folder.name in ("model", "raw", "ema") and (above / RUN).exists() else None
 
 
@@ -43,7 +43,7 @@ def training(folder: Path) -> Training | None:
         return whole
     try:
         progress = torch.load(folder.parent / PROGRESS, weights_only=True)
-        step, seconds = progress["step"], progress["seconds"]
+        step, seconds, told = progress["step"], progress["seconds"], progress.get("told", {})  # older ones have none
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError) as error:
         raise SystemExit(
             f"{folder.parent / PROGRESS} cannot be read, which tells how far the run had come ({error}). Publish another "
@@ -53,7 +53,7 @@ def training(folder: Path) -> Training | None:
         return whole  # OUTPUT/model is the same
     return dataclasses.replace(
         whole, steps=step, images_seen=step * whole.batch_size, minutes=seconds / 60, validation_bits_per_dim=None,
-        curve=tuple(point for point in whole.curve if point[0] <= step), checkpoint=f"{folder.parent.name}/{folder.name}",
+        curve=tuple(point for point in whole.curve if point[0] <= step), checkpoint=f"{folder.parent.name}/{folder.name}", **told,
     )
 
 

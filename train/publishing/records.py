@@ -95,6 +95,8 @@ class Evaluation:
     shuffled_sources_bits_per_dim: float | None = None
     consistency_rmse: float | None = None  # levels, 0..255
     consistency_samples: int | None = None
+    split: str = "test"  # of the data
+    options: str | None = None  # other ones than --checkpoint and --data that the figures depend on
 
     def __post_init__(self):
         check_types(self)
