@@ -23,6 +23,7 @@ from likelihood import Likelihood, bits_per_dim, sources_of
 from memory import keep_freed_memory
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
 from processes import check_batch, check_launch, check_precision, check_sharding
+from progress import Progress
 from publishing import provenance
 from publishing.records import LOG, RECORD, RUN, Training
 from report import Report, in_a_sentence, require_tracker
@@ -30,27 +31,6 @@ from start import CHANGEABLE, SETTINGS, Start, changes, check_data, check_settin
 
 LABEL_DROPOUT = 0.1  # share of labels replaced by "no class", so that one model learns both
 LOOKED_AT = 8  # held-out images that averaged weights must have a likelihood for, before they are saved
-
-
-class Progress:
-    """How far a run is; saved with each checkpoint."""
-
-    def __init__(self):
-        self.step, self.seconds, self.decaying = 0, 0.0, False  # steps taken, seconds of training, rate on its way down
-        self.curve = []  # [step, bits/dim of the first held-out images] at each milestone
-        self.told = {}  # of the run up to here: `Run.facts`
-
-    def state_dict(self) -> dict:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
-
-    def share(self, args: argparse.Namespace) -> float:
-        """Of the budget that is used up, 0..1."""
-        steps = self.step / args.max_steps if args.max_steps else 0.0
-        minutes = self.seconds / 60 / args.max_minutes if args.max_minutes else 0.0
-        return min(1.0, max(steps, minutes))
 
 
 class Run:
