@@ -2,8 +2,8 @@
 
 `arithmetic.py`, `draws.py`, `meeting.py` and `step.py` are what Numba compiles, once on a machine: the code is kept in the
 user's cache. `weights.py` turns a model into the arrays that they work on. This file decides whether they can, and drives
-them. The images of a batch are shared out over threads, one alone is drawn by two (`lanes.py`), and two visitors' requests
-do not wait for each other, as compiled code runs without Python's lock.
+them. Up to four images are drawn together, by two threads (`lanes.py`); the groups of four of a larger batch are shared out
+over threads. Two visitors' requests do not wait for each other, as compiled code runs without Python's lock.
 """
 
 import math
@@ -94,11 +94,9 @@ def draw_pixels(
 
     shape, weights = _pack(model)
     threads = _threads()
-    # Each thread has a share, but no more images at a time than share a weight once read: more would crowd out of the
-    # processor's cache what one step of an image leaves there for the next.
-    groups = np.array_split(
-        np.arange(len(pixels)), max(min(len(pixels), threads), math.ceil(context.copies * len(pixels) / IMAGES_A_GROUP))
-    )
+    # No more images at a time than share a weight once read: more would crowd out of the processor's cache what one step
+    # of an image leaves there for the next.
+    groups = np.array_split(np.arange(len(pixels)), math.ceil(context.copies * len(pixels) / IMAGES_A_GROUP))
     parts = [slice(group[0], group[-1] + 1) for group in groups]
     with drawing(), _buffers.lent([cache_size(model, weights, context.copies * len(group)) for group in groups]) as lent:
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""One picture by one thread or by two at once, whichever is faster at the time; the picture is the same."""
+"""A picture, or a few together, by one thread or by two at once, whichever is faster at the time; they are the same."""
 
 import os
 import threading
@@ -36,7 +36,7 @@ def drawing() -> Iterator[None]:
 
 
 class Lanes:
-    """Runs a picture's calls, and learns from how long they take.
+    """Runs the calls for a picture or a few, and learns from how long they take.
 
     Two threads that each have a processor are nearly twice as fast as one. Where one of them has to wait for its turn, the
     other waits for it at every meeting, and one thread alone does better: so it is while someone else's picture is drawn.

@@ -1,4 +1,4 @@
-"""How threads that draw one picture together wait for each other: each counts where it is, in memory that all can read.
+"""How threads that draw a picture, or a few, together wait for each other: each counts where it is, in memory that all can read.
 
 A wait lasts as long as the parts differ in time, well under a microsecond, while a lock of the operating system's would cost
 ten. But a thread without a processor may be away for milliseconds, so those that wait long let others run.

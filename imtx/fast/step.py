@@ -1,6 +1,6 @@
 """The whole step as one compiled function: embedding, blocks through the cache, output, draw. It follows imtx/model.py.
 
-One thread calls it or, for one picture, several at once. They share out the parts of each block and do the little rest each
+One thread calls it or, for a few pictures, several at once. They share out the parts of each block and do the little rest each
 for itself, so that all have the same x and come to the same pixels. What the parts make is added up in one order, whoever
 made it: a picture is the same, to the last bit, with any number of threads.
 
