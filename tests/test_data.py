@@ -222,6 +222,33 @@ def test_links_are_followed_unless_they_lead_nowhere_or_back(load, refusal, tmp_
     assert len(load(folder)) == 3
     (folder / "dog/back").symlink_to(elsewhere.parent)
     assert refusal(folder) == f"{folder}/dog/back leads back to {tmp_path}, which it lies in: remove that link."
+    two = files(tmp_path / "two", {"cat/0.png": picture(0), "dog/1.png": picture(1)})
+    (two / "cat/link").symlink_to(two / "dog")
+    assert len(load(two)) == 3
+    (two / "dog/link").symlink_to(two / "cat")
+    assert "/link leads back to " in refusal(two)
+
+
+def test_a_run_s_folder_may_not_lie_among_pictures(tmp_path):
+    folder = files(tmp_path / "set", {"cat/0.png": picture(0)})
+    assert data.lies_among_pictures(folder / "run", str(folder)) and data.lies_among_pictures(folder, str(folder))
+    assert not data.lies_among_pictures(tmp_path / "run", str(folder))
+    assert not data.lies_among_pictures(folder / ".runs/1", str(folder))
+    write(tmp_path / "train-0.parquet", pictures(3))
+    assert not data.lies_among_pictures(tmp_path / "run", str(tmp_path))
+
+
+def test_some_files_alone_may_name_the_classes(load, refusal, tmp_path):
+    """Those of sample.py did not, before."""
+    (tmp_path / "set").mkdir()
+    for i, names in enumerate((None, ["cat", "dog"], ["cow", "dog"])):
+        features = {"label": {"names": names, "_type": "ClassLabel"}} if names else {}
+        made = pa.table({"image": [encode(picture(i))], "label": [1]})
+        made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        if i == 2:
+            assert load(tmp_path / "set").classes == ("cat", "dog")
+        pq.write_table(made, tmp_path / f"set/train-{i}.parquet")
+    assert "differ in the names of their columns or classes" in refusal(tmp_path / "set")
 
 
 def test_names_of_classes_are_text_however_accents_are_written(load, refusal, tmp_path):
@@ -341,6 +368,10 @@ def test_names_of_classes_decide_which_label_is_which(capsys):
     assert capsys.readouterr().err == said
     own = data.match_labels(images_of([1, 0, 1], ("owl", "cat")), model, "x")
     assert own.labels.tolist() == [0, 2, 0] and own.classes == model
+    older = ("cafe\u0301", "tea")  # accents apart
+    same = data.match_labels(images_of([1, 0], ("caf\u00e9", "tea")), older, "x")
+    assert same.labels.tolist() == [1, 0]
+    assert data.match_labels(images_of([1, 0], ("tea", "caf\u00e9")), older, "x").labels.tolist() == [0, 1]
     assert data.match_labels(images_of([1, 0], model), (), "x").labels.tolist() == [1, 0]
     for images, sentence in (
         (images_of([0, 3]), "x has labels 0 to 3; the 3 classes are 0..2."),
@@ -355,14 +386,17 @@ def test_names_of_classes_decide_which_label_is_which(capsys):
 
 def test_a_model_takes_the_names_of_the_data(capsys):
     config = small_config("dmol", "class")
-    assert data.with_classes(config, images_of([0])) is config
-    assert data.with_classes(config, images_of([0], ("a", "b", "c"))).classes == ("a", "b", "c")
-    assert data.with_classes(small_config("dmol", "sr"), images_of([0], ("a", "b"))).classes == ()
+    assert data.with_classes(config, images_of([0]), True) is config
+    assert data.with_classes(config, images_of([0], ("a", "b", "c")), False).classes == ("a", "b", "c")
+    assert data.with_classes(small_config("dmol", "sr"), images_of([0], ("a", "b")), True).classes == ()
     assert capsys.readouterr().err == ""
-    assert data.with_classes(config, images_of([0, 4])).classes == ("0", "1", "2", "3", "4")
-    assert capsys.readouterr().err == "The data do not name their 5 classes: they are called 0 to 4.\n"
+    for labels, fresh in (([1, 2, 3], True), ([0, 4_000_000_000], True), ([0, 1, 2], False)):  # refused by `check_labels`
+        assert data.with_classes(config, images_of(labels), fresh) is config
+    assert capsys.readouterr().err == ""
+    assert data.with_classes(config, images_of([2, 0, 1, 0]), True).classes == ("0", "1", "2")
+    assert capsys.readouterr().err == "The data do not name their 3 classes: they are called 0 to 2.\n"
     with pytest.raises(SystemExit, match="must differ from each other"):
-        data.with_classes(config, images_of([0], ("a", "a")))
+        data.with_classes(config, images_of([0], ("a", "a")), True)
 
 
 def test_the_last_images_are_held_out_unless_they_are_of_one_kind():

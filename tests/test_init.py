@@ -119,7 +119,7 @@ def test_the_rest_of_the_tools_take_a_model_trained_without_labels(start, here, 
 
 
 def test_a_preset_with_classes_trains_without_them_on_data_without_labels(tmp_path, capsys):
-    config = data.with_classes(PRESETS["tiny"], data.Images(pictures(3, 32), None))
+    config = data.with_classes(PRESETS["tiny"], data.Images(pictures(3, 32), None), True)
     assert config.classes == () and "without classes" in capsys.readouterr().err
 
 

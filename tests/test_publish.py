@@ -92,6 +92,7 @@ def test_pictures_are_read_with_evaluate_s_options(dry, here, refusal):
     assert contents(folder)["samples.png"] == contents(usual)["samples.png"]
     assert cell(folder, "Bits/dim") == cell(usual, "Bits/dim")
     assert "--data DATA --image-column photo`" in cell(folder, "Measured with")
+    assert "--celeba-crop goes with --data" in refusal("upscaler", "me/x", *OWN, *DRY, "--celeba-crop")
     assert "leave --celeba-crop out" in refusal("upscaler", "me/x", "--as-is", "--celeba-crop")
     for option in ("--data-name", "--data-note"):
         assert f"{option} is a line of the card, and is empty" in refusal("upscaler", "me/x", *OWN, *DRY, option, " ")

@@ -65,7 +65,7 @@ def check_precision(accelerator: Accelerator, asked: str) -> None:
             "train.py's option, and leave the launcher's out."
         )
     if asked == "fp16" and accelerator.device.type == "cpu":
-        raise SystemExit("--mixed-precision fp16 is for GPUs: on a CPU it would be float32. Take bf16, or leave it out.")
+        raise SystemExit("--mixed-precision fp16 is for GPUs: on a CPU it would be float32. Take bf16, or no.")
 
 
 def check_batch(accelerator: Accelerator, batch_size: int, accumulate: int) -> None:

@@ -96,6 +96,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         if isinstance(told := getattr(args, action.dest), str) and len(told.strip().splitlines()) != 1:
             wrong = "and cannot be several" if told.strip() else "and is empty: say something, or leave it out"
             parser.error(f"{action.option_strings[0]} is a line of the card, {wrong}.")
+    if args.data is None and (words := [*data.words(args, "test"), *["--strict"] * args.strict]):
+        parser.error(f"{words[0]} goes with --data: it says how that is read.")
     args.temperature = 1.0 if args.temperature is None else args.temperature
     args.dtype = args.dtype or "fp32"
     if not 1 / HOTTEST <= args.temperature <= HOTTEST:
@@ -170,7 +172,7 @@ def build(args: argparse.Namespace, folder: Path) -> None:
         )
     images, pictures = None, ""
     if config.source_size and used.people:  # a sample shows its source: nothing that comes from those people's pictures
-        images = data.load(str(PORTRAITS), "train", config)
+        images = data.load(str(PORTRAITS), "train", config, cache=args.cache)
         pictures = f"{len(images)} portraits in {PORTRAITS.relative_to(ROOT)}"
     elif config.source_size:
         images = data.load(args.data, args.split, config, COLUMNS, **data.options(args))
@@ -185,7 +187,7 @@ def build(args: argparse.Namespace, folder: Path) -> None:
         raise SystemExit(f"--dtype {args.dtype} rounds the weights that {args.evaluation} is about: give --data alone.")
     if training:
         training.save(folder / RECORD)
-    if log := origins.log(source):
+    if log := origins.log(source, training):
         (folder / LOG).write_text(log, encoding="utf-8")
     evaluation = figures(args, folder, stored)
     stored.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -77,10 +76,10 @@ class Run:
     def read_data(self, before: dict) -> None:
         """The images, those held out, and the model's configuration with their classes."""
         args = self.args
-        images = data.load(args.data, args.split, self.start.config, **data.options(args))
-        if data.holds_pictures(args.data) and args.output.resolve().is_relative_to(Path(args.data).resolve()):
+        if data.lies_among_pictures(args.output, args.data):
             raise SystemExit(f"--output: {args.output} lies in --data, where its sheets would be pictures to train on.")
-        self.config = data.with_classes(self.start.config, images)
+        images = data.load(args.data, args.split, self.start.config, **data.options(args))
+        self.config = data.with_classes(self.start.config, images, fresh=args.preset is not None)
         # The names that the data's labels stand for; the model's classes may be in another order.
         self.labels = None if images.labels is None else list(images.classes or self.config.classes)
         compared = not before or before.get("data_checksum")  # a run that began without one gets none

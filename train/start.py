@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from averaging import open_model
+from data.folders import composed
 from growth import deepened
 from imtx import PRESETS, Config, ImageTransformer
 from imtx.checkpoint import Origin
@@ -85,7 +86,8 @@ def check_data(args: argparse.Namespace, before: dict, labels: list[str] | None,
     """Refuses to resume a run on data that are not what they were: other images would come in each step."""
     model = args.output / "model"
     way_out = f"Give what it began with, or train {model} on: --init {model}, and another folder for --output."
-    if (named := before.get("labels", labels)) != labels:
+    named = before.get("labels", labels)
+    if named != labels and (None in (named, labels) or composed(named) != composed(labels)):
         there, here = ("none" if names is None else ", ".join(names) or "unnamed" for names in (named, labels))
         raise SystemExit(f"--resume: the labels of this run's data are {there}; those of {args.data} are {here}. {way_out}")
     if (counted := before.get("images", images)) != images:
@@ -154,7 +156,8 @@ def relabelled(model: ImageTransformer, config: Config) -> dict[str, Tensor]:
         return weights
     rows = weights.pop("label.weight")  # (classes + 1, d), the last for "no class"
     if config.classes:
-        kept = [old.index(name) if name in old else len(old) for name in config.classes]
+        old = composed(old)
+        kept = [old.index(name) if name in old else len(old) for name in composed(config.classes)]
         return weights | {"label.weight": rows[kept + [len(old)]]}
     tables = {"embedding.row.weight": 1.0, "embedding.place.row.weight": math.sqrt(config.width)}  # modern, paper
     for name, factor in tables.items():

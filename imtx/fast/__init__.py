@@ -2,8 +2,9 @@
 
 `arithmetic.py`, `draws.py`, `meeting.py` and `step.py` are what Numba compiles, once on a machine: the code is kept in the
 user's cache. `weights.py` turns a model into the arrays that they work on. This file decides whether they can, and drives
-them. Up to four images are drawn together, by two threads (`lanes.py`); the groups of four of a larger batch are shared out
-over threads. Two visitors' requests do not wait for each other, as compiled code runs without Python's lock.
+them. Up to four images are drawn together (two with guidance, which has each of them twice), by two threads (`lanes.py`); a
+larger batch is shared out over threads. Two visitors' requests do not wait for each other, as compiled code runs without
+Python's lock.
 """
 
 import math
@@ -96,7 +97,8 @@ def draw_pixels(
     threads = _threads()
     # No more images at a time than share a weight once read: more would crowd out of the processor's cache what one step
     # of an image leaves there for the next.
-    groups = np.array_split(np.arange(len(pixels)), math.ceil(context.copies * len(pixels) / IMAGES_A_GROUP))
+    fours, shares = math.ceil(context.copies * len(pixels) / IMAGES_A_GROUP), min(len(pixels), threads)
+    groups = np.array_split(np.arange(len(pixels)), max(fours, shares if shares > 2 else 1))  # two work on a single group
     parts = [slice(group[0], group[-1] + 1) for group in groups]
     with drawing(), _buffers.lent([cache_size(model, weights, context.copies * len(group)) for group in groups]) as lent:
         with torch.inference_mode():

@@ -15,7 +15,7 @@ from torch import Tensor
 from imtx import Config
 
 from .cache import arrays, listed
-from .folders import pictures
+from .folders import composed, pictures, walk
 from .source import Source
 from .tables import hub, parquet, parquet_files
 
@@ -109,10 +109,14 @@ def load(
     return images
 
 
-def holds_pictures(data: str) -> bool:
-    """Whether --data is a folder of pictures, and not one of parquet files or a data set of the Hub."""
-    path = Path(data)
-    return path.is_dir() and not any(any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
+def lies_among_pictures(output: Path, data: str) -> bool:
+    """Whether pictures in this folder would be taken for some of --data, as it is a folder of pictures above."""
+    folder, output = Path(data).resolve(), output.resolve()
+    if not folder.is_dir() or not output.is_relative_to(folder):
+        return False
+    hidden = any(part.startswith(".") for part in output.relative_to(folder).parts)
+    tables = any(any(folder.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
+    return not hidden and not tables and bool(walk(folder))
 
 
 def find(data: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Source:
@@ -135,11 +139,11 @@ def find(data: str, split: str, image_column: str | None = None, label_column: s
     raise SystemExit(f"There is no file or folder {path}. (A data set on the Hugging Face Hub is named OWNER/NAME.)")
 
 
-def with_classes(config: Config, images: Images) -> Config:
+def with_classes(config: Config, images: Images, fresh: bool) -> Config:
     """The configuration of a model to train on the images: with their class names, if it has classes and they name any.
 
     On images without labels no class would be learned: there it has none, and a line says so. More labels than it has
-    classes, without names, are called by their numbers.
+    classes, 0, 1, 2, ... without names, are called by their numbers if the weights are fresh.
     """
     if config.classes and images.labels is None:
         tell("The data have no labels, by column or by folder: the model is trained without classes.")
@@ -147,7 +151,9 @@ def with_classes(config: Config, images: Images) -> Config:
     if not config.classes:
         return config
     if images.classes is None:
-        if (count := int(images.labels.max()) + 1) <= len(config.classes):
+        found = images.labels.unique()  # sorted
+        count = len(found)
+        if not fresh or count <= len(config.classes) or not torch.equal(found, torch.arange(count)):
             return config
         tell(f"The data do not name their {count} classes: they are called 0 to {count - 1}.")
         return replace(config, classes=tuple(map(str, range(count))))
@@ -184,18 +190,21 @@ def match_labels(images: Images, classes: tuple[str, ...], data: str) -> Images:
         return images
     own = images.classes or classes
     check_labels(images, own, data)
+    if composed(own) == composed(classes):
+        own = classes
     if images.classes is None and classes != tuple(map(str, range(len(classes)))):
         first = ", ".join(f"{label} for {name}" for label, name in enumerate(classes[:3])) + ", ..." * (len(classes) > 3)
         tell(f"The data do not name their classes: their labels are taken for the model's, {first}.")
     if own == classes:
         return images
-    if unknown := [name for name in own if name not in classes]:
+    own, names = composed(own), composed(classes)
+    if unknown := [name for name in own if name not in names]:
         theirs = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
         raise SystemExit(
             f"{data} has a class {unknown[0]!r}, which the model has not; its classes are {theirs}. "
             "(evaluate.py --no-class does without.)"
         )
-    numbers = torch.tensor([classes.index(name) for name in own])
+    numbers = torch.tensor([names.index(name) for name in own])
     return Images(images.pixels, numbers[images.labels], classes)
 
 

@@ -6,7 +6,7 @@ What is wrong with a folder is raised as SystemExit with a sentence, for the com
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .source import Encoded, Source, stamps
@@ -56,9 +56,14 @@ def pictures(folder: Path, split: str) -> Source:
     return Source(len(paths), ["pictures", files, gone, labels], classes or None, read)
 
 
+def composed(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes, each written in one way: accents can be characters of their own, or not."""
+    return tuple(unicodedata.normalize("NFC", name) for name in names)
+
+
 def class_name(root: Path, path: str) -> str:
-    """Of the picture root/path. One name can be written in two ways, with accents apart or not: here they are one."""
-    name = unicodedata.normalize("NFC", path.split("/")[0])
+    """Of the picture root/path."""
+    (name,) = composed([path.split("/")[0]])
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -95,10 +100,12 @@ def walk(root: Path) -> list[str]:
     found = []
     for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in folders:
-            link = Path(folder) / name
-            if link.is_symlink() and Path(folder).resolve().is_relative_to(link.resolve()):
-                raise SystemExit(f"{link} leads back to {link.resolve()}, which it lies in: remove that link.")
+        for link in (Path(folder) / name for name in folders):
+            if link.is_symlink():
+                here = Path(folder)
+                way = [here, *(above for above in here.parents if above.is_relative_to(root))]  # each of which may be a link
+                if any(step.resolve().is_relative_to(link.resolve()) for step in way):
+                    raise SystemExit(f"{link} leads back to {link.resolve()}, which it lies in: remove that link.")
         for name in files:
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 found.append((Path(folder) / name).relative_to(root).as_posix())

@@ -57,11 +57,10 @@ def training(folder: Path) -> Training | None:
     )
 
 
-def log(folder: Path) -> str | None:
-    """What the run has told that left the weights in a model folder, of a checkpoint up to its step; None: not kept."""
+def log(folder: Path, found: Training | None) -> str | None:
+    """What the run has told that left the weights in a model folder, up to the step of its record `found`; None: not kept."""
     folder = folder.resolve()
     path = folder / LOG if (folder / LOG).exists() or not (run := run_of(folder)) else run / LOG
-    found = training(folder)
     return log_up_to(path, found.steps) if found and path.exists() else None
 
 

@@ -188,6 +188,12 @@ def parse_object(where: str | Path, text: str) -> dict:
 
 
 def log_up_to(path: Path, step: int) -> str:
-    """The lines of a run's log up to a step, without one that the run died in. Raises OSError."""
-    lines = path.read_text().splitlines(keepends=True)
-    return "".join(line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step)
+    """The lines of a run's log up to a step, without one that the run died in.
+
+    Raises OSError, and SystemExit with a sentence for a file that is no log.
+    """
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    try:
+        return "".join(line for line in lines if json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{path} is not the log of a training run ({error!r}): remove it, or put it right.") from error
