@@ -1,7 +1,8 @@
 """Publishes a model on the Hugging Face Hub with its card: python train/publish.py runs/x/model owner/name ...
 
 What is uploaded is a folder: config.json, the weights, training.json and log.jsonl (what the training run left),
-samples.png and the card, README.md. `--dry-run --output FOLDER` writes that same folder here and uploads nothing; read its card, change
+samples.png and the card, README.md. `--dry-run --output FOLDER` writes that same folder here and uploads nothing; read
+its card, change
 what you like, and `publish.py FOLDER owner/name --as-is` uploads it as it stands.
 
     python train/publish.py runs/mine/model me/mine --data-name "My photos" --data-licence "They are mine" \\
@@ -96,7 +97,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         if isinstance(told := getattr(args, action.dest), str) and len(told.strip().splitlines()) != 1:
             wrong = "and cannot be several" if told.strip() else "and is empty: say something, or leave it out"
             parser.error(f"{action.option_strings[0]} is a line of the card, {wrong}.")
-    if args.data is None and (words := [*data.words(args, "test"), *["--strict"] * args.strict]):
+    if args.data is None and (words := data.words(args, "test")):
         parser.error(f"{words[0]} goes with --data: it says how that is read.")
     args.temperature = 1.0 if args.temperature is None else args.temperature
     args.dtype = args.dtype or "fp32"
@@ -142,8 +143,7 @@ def figures(args: argparse.Namespace, folder: Path, model: ImageTransformer) -> 
     if args.data is None:
         return None
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        strict = ["--strict"] * args.strict
-        words = [*data.words(args, "test"), *strict, "--cache", str(args.cache)]
+        words = [*data.words(args, "test"), "--cache", str(args.cache)]
         evaluate.main(["--checkpoint", str(folder), "--data", args.data, *words])
     print(printed.getvalue(), end="")
     return Evaluation.parse(printed.getvalue(), "evaluate.py", parameters)

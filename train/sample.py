@@ -66,7 +66,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     data.add_reading_options(parser, split="test")
     args = parser.parse_args(argv)
-    if args.sources is None and (words := [*data.words(args, "test"), *["--strict"] * args.strict]):
+    if args.sources is None and (words := data.words(args, "test")):
         parser.error(f"{words[0]} goes with --sources: it says how those are read.")
     for name in ("count", "batch_size", "file_size"):
         if getattr(args, name) < 1:

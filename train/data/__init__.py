@@ -73,11 +73,11 @@ def options(args: argparse.Namespace) -> dict:
 
 
 def words(args: argparse.Namespace, split: str) -> list[str]:
-    """Of the parsed options, those by which other pictures come out than without: as they stand on a command line."""
+    """Of the parsed options of reading, those that were given and are not about the cache: as they stand on a command line."""
     told = [] if args.split == split else ["--split", args.split]
     for name in ("image_column", "label_column"):
         told += [] if getattr(args, name) is None else [f"--{name.replace('_', '-')}", getattr(args, name)]
-    return told + ["--celeba-crop"] * args.celeba_crop
+    return told + ["--celeba-crop"] * args.celeba_crop + ["--strict"] * args.strict
 
 
 def default_cache() -> Path:
@@ -190,14 +190,12 @@ def match_labels(images: Images, classes: tuple[str, ...], data: str) -> Images:
         return images
     own = images.classes or classes
     check_labels(images, own, data)
-    if composed(own) == composed(classes):
-        own = classes
     if images.classes is None and classes != tuple(map(str, range(len(classes)))):
         first = ", ".join(f"{label} for {name}" for label, name in enumerate(classes[:3])) + ", ..." * (len(classes) > 3)
         tell(f"The data do not name their classes: their labels are taken for the model's, {first}.")
-    if own == classes:
-        return images
     own, names = composed(own), composed(classes)
+    if own == names:
+        return images
     if unknown := [name for name in own if name not in names]:
         theirs = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
         raise SystemExit(
