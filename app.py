@@ -47,6 +47,7 @@ AT_ONCE = max(fast.processors(), 2)  # visitors; compiled code does not hold Pyt
 CSS = """
 .crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
 @media (max-width: 480px) { button[role=tab] { padding: 0 8px !important } }  /* all three fit in a row */
+@media (max-width: 480px) { .sheets .grid-container { grid-template-columns: 1fr !important } }  /* three would be cut off */
 [data-testid=status-tracker].minimal:has(> .error) { display: none }  /* of a slider that is right: the message says what is not */
 input[type=range]:focus-visible, input[type=checkbox]:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 3px }
 .gradio-container { --block-info-text-color: var(--block-title-text-color) }  /* gradio's own is too faint to read */
@@ -170,7 +171,10 @@ def build(tasks: Tasks) -> gr.Blocks:
             connect(tasks.super_resolve, "super_resolve", image, widgets, model, *screen, files)
 
         with gr.Accordion("What the bundled models draw: seeds in order, none chosen", open=False):
-            gr.Gallery(sheets(ASSETS / "figures", (GENERATOR, UPSCALER)), columns=3, height="auto", object_fit="contain", show_label=False)
+            gr.Gallery(
+                sheets(ASSETS / "figures", (GENERATOR, UPSCALER)), columns=3, height="auto", object_fit="contain",
+                show_label=False, elem_classes="sheets",
+            )
         with gr.Accordion("How it works", open=False):
             gr.Markdown(HOW)
     return demo
