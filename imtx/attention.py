@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bf16_attention import Bf16Attention
-from .layout import Layout
+from .layout import Layout, run_length
 
 
 def rotary_table(rows: Tensor, columns: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
@@ -101,8 +101,11 @@ class LocalSelfAttention(nn.Module):
         groups, keys, masks = zip(*layout.windows())  # a part each
         self.parts = [tuple(mask.shape) for mask in masks]  # (n, q, S) each
         self.register_buffer("groups", torch.cat(groups), persistent=False)
-        self.register_buffer("places", torch.cat(groups).argsort(), persistent=False)
-        self.register_buffer("keys", torch.cat([part.clamp(min=0).flatten() for part in keys]), persistent=False)  # -1 is masked
+        self.register_buffer("places", self.groups.argsort(), persistent=False)
+        self.in_order = bool((self.groups.diff() > 0).all())  # as in 1D, where nothing has to be moved
+        self.run = run_length(keys)  # r
+        runs = [part[:, :: self.run].clamp(min=0).flatten() // self.run for part in keys]  # -1 is masked
+        self.register_buffer("runs", torch.cat(runs), persistent=False)
         # Added to the scores: a kernel given a bool would make this of it each time. bfloat16 has 0 and -inf, too.
         biases = [torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf) for mask in masks]
         biases = [F.pad(bias.flatten(), (0, -bias.numel() % 8)) for bias in biases]  # CUDA wants parts to begin at 16 bytes
@@ -125,21 +128,23 @@ class LocalSelfAttention(nn.Module):
         """Queries, keys, values (N, P, H, D) -> what the heads have seen, (N, P, H D)."""
         images, steps = q.shape[:2]
         # (N, P, H, D) -> (N H, P, D): one bias does for all images and heads, and the rows of a head lie together.
-        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
-        q = q.unflatten(1, (len(self.groups), -1)).index_select(1, self.groups)  # (N H, groups, q, D)
-        k, v = (t.index_select(1, self.keys) for t in (k, v))  # (N H, all n S, D)
+        q = q.transpose(1, 2).flatten(0, 1).unflatten(1, (len(self.groups), -1))  # (N H, groups, q, D)
+        q = q if self.in_order else q.index_select(1, self.groups)
+        kv = torch.cat([k.transpose(1, 2), v.transpose(1, 2)]).flatten(0, 1)  # (2 N H, P, D): gathered by one call
+        kv = kv.unflatten(1, (-1, self.run)).index_select(1, self.runs).flatten(1, 2)  # (2 N H, all n S, D)
         shapes, seen, dropout = self.parts, [], self.dropout if self.training else 0.0
         each = zip(
-            q.split([n for n, _, _ in shapes], 1), *(t.split([n * window for n, _, window in shapes], 1) for t in (k, v)),
+            q.split([n for n, _, _ in shapes], 1), kv.split([n * window for n, _, window in shapes], 1),
             self.bias.split(self.bias_lengths), shapes,
         )
-        for q, k, v, bias, shape in each:
-            k, v = (t.unflatten(1, (shape[0], -1)) for t in (k, v))  # (N H, n, S, D)
+        for q, kv, bias, shape in each:
+            k, v = kv.unflatten(1, (shape[0], -1)).chunk(2)  # (N H, n, S, D) each
             bias = bias[: math.prod(shape)].view(shape).unsqueeze(1)  # (n, 1, q, S)
             found = attend(*(t.transpose(0, 1) for t in (q, k, v)), bias, dropout)  # (n, N H, q, D)
             seen.append(found.transpose(1, 2))  # (n, q, N H, D)
-        # (groups, q, N H, D) -> (P, N, H D) -> (N, P, H D)
-        return torch.cat(seen).index_select(0, self.places).reshape(steps, images, -1).transpose(0, 1)
+        seen = torch.cat(seen)
+        seen = seen if self.in_order else seen.index_select(0, self.places)
+        return seen.reshape(steps, images, -1).transpose(0, 1)  # (groups, q, N H, D) -> (P, N, H D) -> (N, P, H D)
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Cache, step: int) -> Tensor:
         """One position: (N, 1, d) -> (N, 1, d)."""

@@ -5,9 +5,12 @@ blocks of equal length, and for each query block the list of earlier positions t
 Attention, likelihood and sampler know nothing else about space.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Config
@@ -89,6 +92,20 @@ class Layout:
                 own = (block[key] == block[query]) & (key <= query)  # (n, q, S)
                 parts.append((groups, keys, (key >= 0) & (own | memory[block[query], key])))
         return parts
+
+
+def run_length(keys: Sequence[Tensor]) -> int:
+    """The longest r such that all windows consist of runs of r steps, each beginning at a multiple of r.
+
+    keys: (n, S) each, as `Layout.windows` has them, where -1 in front belongs to no step. So few long pieces can be
+    gathered in place of many single keys.
+    """
+    length = 0
+    for steps in keys:
+        before = F.pad(steps[:, :-1], (1, 0), value=-1)  # (n, S): the step of the key before
+        window, place = torch.nonzero((steps >= 0) & ((before < 0) | (steps != before + 1))).unbind(1)  # where a run begins
+        length = math.gcd(length, steps.shape[1], *place.tolist(), *steps[window, place].tolist())
+    return length
 
 
 def local_1d(positions: int, query_block: int, memory_block: int) -> Layout:

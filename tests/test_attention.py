@@ -8,7 +8,7 @@ import torch
 from conftest import SIZE, small_config
 from imtx import Config
 from imtx.inputs import NEIGHBOURS, neighbour_table
-from imtx.layout import Layout, build_layout
+from imtx.layout import Layout, build_layout, run_length
 from references import generation_order, sees
 
 # ---- layouts ------------------------------------------------------------------------------------------------
@@ -47,12 +47,26 @@ def seen_by_windows(layout):
     return table
 
 
+def assert_runs(layout):
+    """Runs as long as `run_length` says make up all windows, and no longer ones do."""
+    windows = [keys for _, keys, _ in layout.windows()]
+
+    def made_up(length):
+        whole = all(keys.shape[1] % length == 0 for keys in windows)
+        runs = [keys[:, ::length, None] // length * length + torch.arange(length) for keys in windows]  # (n, S / r, r)
+        return whole and all(torch.equal(run.flatten(1).where(keys >= 0, -1), keys) for run, keys in zip(runs, windows))
+
+    longest = run_length(windows)
+    assert made_up(longest) and not any(made_up(longest * times) for times in range(2, len(layout.order) // longest + 1))
+
+
 def assert_definition(config):
     layout, size = build_layout(config), config.image_size
     order = [(row * size + column) * config.channels + channel for row, column, channel in generation_order(config)]
     assert layout.order.tolist() == order
     assert torch.equal(seen_by_tables(layout), sees(config)), (config.query_block, config.memory_block)
     assert torch.equal(seen_by_windows(layout), sees(config)), (config.query_block, config.memory_block)
+    assert_runs(layout)
 
 
 @pytest.mark.parametrize("query_block, memory_block, groups", [(8, 8, 6), (1, 1, 48), (1, 7, 24), (4, 48, 6)])
