@@ -128,17 +128,18 @@ class LocalSelfAttention(nn.Module):
         """Queries, keys, values (N, P, H, D) -> what the heads have seen, (N, P, H D)."""
         images, steps = q.shape[:2]
         # (N, P, H, D) -> (N H, P, D): one bias does for all images and heads, and the rows of a head lie together.
-        q = q.transpose(1, 2).flatten(0, 1).unflatten(1, (len(self.groups), -1))  # (N H, groups, q, D)
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        q = q.unflatten(1, (len(self.groups), -1))  # (N H, groups, q, D)
         q = q if self.in_order else q.index_select(1, self.groups)
-        kv = torch.cat([k.transpose(1, 2), v.transpose(1, 2)]).flatten(0, 1)  # (2 N H, P, D): gathered by one call
-        kv = kv.unflatten(1, (-1, self.run)).index_select(1, self.runs).flatten(1, 2)  # (2 N H, all n S, D)
+        # (N H, P, D) -> (N H, all n S, D), by runs
+        k, v = (t.unflatten(1, (-1, self.run)).index_select(1, self.runs).flatten(1, 2) for t in (k, v))
         shapes, seen, dropout = self.parts, [], self.dropout if self.training else 0.0
         each = zip(
-            q.split([n for n, _, _ in shapes], 1), kv.split([n * window for n, _, window in shapes], 1),
+            q.split([n for n, _, _ in shapes], 1), *(t.split([n * window for n, _, window in shapes], 1) for t in (k, v)),
             self.bias.split(self.bias_lengths), shapes,
         )
-        for q, kv, bias, shape in each:
-            k, v = kv.unflatten(1, (shape[0], -1)).chunk(2)  # (N H, n, S, D) each
+        for q, k, v, bias, shape in each:
+            k, v = (t.unflatten(1, (shape[0], -1)) for t in (k, v))  # (N H, n, S, D)
             bias = bias[: math.prod(shape)].view(shape).unsqueeze(1)  # (n, 1, q, S)
             found = attend(*(t.transpose(0, 1) for t in (q, k, v)), bias, dropout)  # (n, N H, q, D)
             seen.append(found.transpose(1, 2))  # (n, q, N H, D)
