@@ -216,7 +216,7 @@ def test_links_are_followed_unless_they_lead_nowhere_or_back(load, refusal, tmp_
     images = load(folder)
     assert sorted(images.labels.tolist()) == [0, 1] and images.classes == ("cat", "dog")
     said = capfd.readouterr().err
-    assert "Skipped 1 of 3 pictures:" in said and f"{folder}/cat/gone.png: the picture cannot be decoded: " in said
+    assert "Skipped 1 of 3 pictures:" in said and f"{folder}/cat/gone.png: there is no such file" in said
     Image.fromarray(picture(2)).save(tmp_path / "gone.png")  # which is another set then
     assert len(load(folder)) == 3
     (folder / "dog/back").symlink_to(elsewhere.parent)
@@ -238,6 +238,22 @@ def test_a_run_s_folder_may_not_lie_among_pictures(tmp_path):
 
 
 # ---- pictures that cannot be used --------------------------------------------------------------------------
+
+
+def test_a_file_that_may_not_be_read_is_no_damaged_picture(load, refusal, tmp_path, monkeypatch):
+    """Skipped, it would stay so in the cache when it can be read again."""
+    folder = files(tmp_path / "set", {"cat/0.png": picture(0), "cat/1.png": picture(1)})
+    read = Path.read_bytes
+
+    def closed(path):
+        if path.name == "1.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", closed)
+        assert refusal(folder) == f"{folder}/cat/1.png: the file cannot be read: Permission denied."
+    assert len(load(folder)) == 2
 
 
 @pytest.fixture(params=["folder", "parquet"])

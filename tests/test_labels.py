@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
 
 import data
+from data.folders import mixed
 
 
 # ---- where names come from ---------------------------------------------------------------------------------
@@ -30,6 +31,17 @@ def test_names_of_classes_are_text_however_accents_are_written(load, refusal, tm
     os.mkdir(os.fsencode(folder) + b"/caf\xe9")
     (folder / "a/0.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9/0.png"))
     assert "a folder 'caf\\udce9', whose name is not in UTF-8: rename it." in refusal(folder)
+
+
+def test_odd_metadata_and_labels_of_a_table_are_told(load, refusal, tmp_path):
+    path, made = tmp_path / "a.parquet", pa.table({"img": [encode(pixels) for pixels in pictures(2)], "label": [1, 0]})
+    for note in ("null", "[]", '{"info": null}', '{"info": {"features": {"label": {"names": null}}}}'):
+        pq.write_table(made.replace_schema_metadata({"huggingface": note}), path)
+        assert load(path).classes is None
+    pq.write_table(made.replace_schema_metadata({"huggingface": "{"}), path)
+    assert "its metadata `huggingface`, which may name the classes, are no JSON" in refusal(path)
+    pq.write_table(made.set_column(1, "label", pa.array([0, 2**63], pa.uint64())), path)
+    assert "the column `label` holds no labels" in refusal(path)
 
 
 def test_the_folder_that_is_named_decides_what_the_labels_are(load, tmp_path):
@@ -106,6 +118,24 @@ def test_a_model_takes_the_names_of_the_data(capsys):
     assert capsys.readouterr().err == "The data do not name their 3 classes: they are called 0 to 2.\n"
     with pytest.raises(SystemExit, match="must differ from each other"):
         data.with_classes(config, images_of([0], ("a", "a")), True)
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (4, 1), (19, 1), (2, 2), (3, 3, 3), (2,) + 9 * (1,), (1, 1), (100, 10, 2, 1)])
+def test_classes_of_a_folder_are_spread_so_that_all_are_trained_on(sizes, capsys):
+    for seed in range(20):  # whatever the pictures are called
+        paths = [f"{label}/{seed}-{i}.png" for label, size in enumerate(sizes) for i in range(size)]
+        order = mixed(paths, lambda path: path.split("/")[0])
+        assert sorted(order) == sorted(paths) and order == mixed(paths[::-1], lambda path: path.split("/")[0])
+        labels = [int(path.split("/")[0]) for path in order]
+        train, held_out = data.hold_out(images_of(labels), data.validation_size(len(labels), 2000))
+        assert train.labels.unique().tolist() == list(range(len(sizes))) or sizes == (1, 1)
+    assert (capsys.readouterr().err == "") == (sizes != (1, 1))
+
+
+def test_a_class_that_is_held_out_whole_is_told(capsys):
+    data.hold_out(images_of([0, 1, 0, 1, 0, 2, 2], ("a", "b", "c")), 3)
+    told = capsys.readouterr().err
+    assert told.startswith("All pictures of c are among the last 3, which are held out: the model will not learn of them.")
 
 
 def test_the_last_images_are_held_out_unless_they_are_of_one_kind():

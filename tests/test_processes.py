@@ -237,7 +237,7 @@ def test_the_launches_that_readme_names_are_well_formed():
     "writer, trouble, sentence",
     [
         ("imtx.ImageTransformer.save_pretrained", "resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999))", "File too large"),
-        ("torch.save", "resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999))", "is the disk full?"),
+        ("torch.save", "resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999))", "the disk may be full."),
         (
             "imtx.ImageTransformer.save_pretrained",
             "os.chmod(os.path.dirname(arguments[1]), 0o500); os.geteuid() or os.seteuid(65534)",  # root may write anywhere

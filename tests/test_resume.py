@@ -267,7 +267,11 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(f
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
     assert f"{damaged} is damaged: {wrong}" in refused.stderr
     assert "Remove that folder. Whole is: step-00000004, before-decay." in refused.stderr
-    assert train(data, output, *options[6:8], "--resume", "step-00000004")["steps"] == 10
+    # What was damaged goes where the rest of that future does, and is not counted as one of those to keep.
+    assert train(data, output, "--max-steps", 7, "--keep", 1, "--resume", "step-00000004")["steps"] == 7
+    assert {folder.name for folder in output.glob("checkpoints/*")} == {"step-00000007", "before-decay"}
+    assert (output / "former-1/checkpoints/step-00000008").exists()
+    assert train(data, output, *options[6:8], "--resume", "latest")["steps"] == 10
 
 
 def test_one_folder_is_trained_in_by_one_process_at_a_time(data, trained, tmp_path):

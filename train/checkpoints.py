@@ -44,6 +44,11 @@ class Checkpoints:
     def steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
+    def after(self, step: int) -> list[Path]:
+        """Those of later steps, damaged ones too, whose step is in their name."""
+        whole = [folder for folder in self.in_order() if step_of(folder) > step]
+        return whole + [folder for folder in self.steps() if damage(folder) and int(folder.name.split("-")[1]) > step]
+
     def in_order(self) -> list[Path]:
         """All that there is to resume from, undamaged, the last one last."""
         found = (file.parent for file in self.folder.glob(f"[!.]*/{PROGRESS}"))
@@ -83,7 +88,7 @@ class Checkpoints:
                 shutil.rmtree(aside)
             else:
                 os.replace(temporary, final)
-            for old in self.steps()[: -self.kept]:
+            for old in [folder for folder in self.steps() if not damage(folder)][: -self.kept]:
                 self._remove(old)
         self.last = name
 
@@ -133,7 +138,7 @@ class Checkpoints:
         goes on from there. For the main process alone. If it is killed, what has not been moved yet is where it was, the
         last one too.
         """
-        later = [folder for folder in self.in_order() if step_of(folder) > step]
+        later = self.after(step)
         if not later and not ended:
             return
         output = self.folder.parent

@@ -46,7 +46,7 @@ def in_a_sentence(method):
         except RuntimeError as error:
             if "inline_container" not in str(error):  # which is where torch.save cannot write
                 raise
-            reason = "torch.save failed, is the disk full?"
+            reason = "torch.save failed, the disk may be full"
         advice = "There is no checkpoint in it yet: leave --resume out to begin anew."
         if run.checkpoints.last is not None:
             advice = "Checkpoints in it are whole: --resume latest goes on from the last one."

@@ -212,7 +212,10 @@ def validation_size(images: int, most: int) -> int:
 
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images]:
-    """All but the last `count` images, and these. Raises SystemExit if that leaves none, or leaves out a class."""
+    """All but the last `count` images, and these. Raises SystemExit if that leaves none, or if labels are sorted.
+
+    A line tells of classes that are held out whole.
+    """
     if len(images) == 1:
         raise SystemExit("There is one image alone, and one is held out for validation: give two at least.")
     if count >= len(images):
@@ -223,5 +226,12 @@ def hold_out(images: Images, count: int) -> tuple[Images, Images]:
             raise SystemExit(
                 f"The images lie class after class: the last {count}, held out for validation, are no sample of them. "
                 "Shuffle the data, or make it a folder with a folder a class: these are taken in a mixed order."
+            )
+        trained = set(images.labels[:-count].tolist())
+        if lost := sorted(set(images.labels[-count:].tolist()) - trained):
+            names = ", ".join(images.classes[label] if images.classes else str(label) for label in lost)
+            tell(
+                f"All pictures of {names} are among the last {count}, which are held out: the model will not learn of them. "
+                "Give more of them, or lower --validation."
             )
     return images[:-count], images[-count:]

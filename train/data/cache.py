@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from .pictures import NotAligned, Unusable, decode, fit
+from .pictures import NotAligned, Unreadable, Unusable, decode, fit
 from .source import Source
 
 FORMAT = 2  # to be raised when the same pictures would come out as other pixels, or about.json tells of them otherwise
@@ -70,7 +70,7 @@ def write(folder: Path, data: str, source: Source, size: int, celeba_crop: bool,
                 try:
                     picture = fit(decode(file), size, celeba_crop)
                 except Unusable as error:
-                    if strict or isinstance(error, NotAligned):
+                    if strict or isinstance(error, (NotAligned, Unreadable)):  # skipped, it would stay so in the cache
                         raise SystemExit(f"{name}: {error}.") from error
                     skipped += 1
                     first_skipped += [f"{name}: {error}"] if skipped <= NAMED else []

@@ -6,7 +6,9 @@ What is wrong with a folder is raised as SystemExit with a sentence, for the com
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from .source import Encoded, Source, stamps
@@ -21,9 +23,8 @@ SPLITS = {"train", "test", "validation", "valid", "val"}
 def pictures(folder: Path, split: str) -> Source:
     """folder/CLASS/*.png, in any depth, or folder/*.png without classes; or either inside folder/train, folder/test, ...
 
-    A label is a class's place among the sorted names of the class folders. The order is that of a checksum of the paths:
-    as good as shuffled, so that the last pictures, which training holds out, are of all classes, and the same everywhere.
-    Raises OSError if something cannot be read.
+    A label is a class's place among the sorted names of the class folders. The order: see `mixed`. Raises OSError if
+    something cannot be read.
     """
     root = split_folder(folder, split)
     paths = walk(root)
@@ -37,12 +38,12 @@ def pictures(folder: Path, split: str) -> Source:
             f"{folder} is not divided into `train` and `{split}`: keep pictures for `{split}` in a folder of that name, "
             "apart from those to train on. (--split train takes all that are there, as training does.)"
         )
-    paths.sort(key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
     loose = [path for path in paths if "/" not in path]
     if loose and len(loose) < len(paths):
         deeper = next(path for path in paths if "/" in path)
         raise SystemExit(f"{root} holds a picture {loose[0]} beside folders with pictures, {deeper}: has it classes or not?")
     classes = () if loose else tuple(sorted({class_name(root, path) for path in paths}))
+    paths = mixed(paths) if loose else mixed(paths, lambda path: class_name(root, path))
     numbers = {name: label for label, name in enumerate(classes)}
     labels = [None if loose else numbers[class_name(root, path)] for path in paths]
 
@@ -54,6 +55,21 @@ def pictures(folder: Path, split: str) -> Source:
     files = stamps([root.resolve() / path for path in there])
     gone = sorted(set(paths) - set(there))
     return Source(len(paths), ["pictures", files, gone, labels], classes or None, read)
+
+
+def mixed(paths: list[str], class_of: Callable[[str], str] = lambda path: "") -> list[str]:
+    """The paths in an order that is the same everywhere, as good as shuffled within a class, with the classes spread evenly.
+
+    Picture i of the n of a class has its place i / (n + 1) of the way, so that the last pictures, which training holds out, are
+    of all classes that have many, and of one or two pictures the first stays to train on.
+    """
+    paths = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
+    classes = [class_of(path) for path in paths]
+    sizes, so_far, places = Counter(classes), Counter(), {}
+    for path, name in zip(paths, classes):
+        so_far[name] += 1
+        places[path] = Fraction(so_far[name], sizes[name] + 1)
+    return sorted(paths, key=places.get)  # equal places: in the order of the checksums
 
 
 def composed(names: Sequence[str]) -> tuple[str, ...]:

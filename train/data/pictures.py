@@ -16,6 +16,10 @@ class Unusable(ValueError):
     """A picture cannot be used. The message says why, and leaves it to the caller to say which one."""
 
 
+class Unreadable(Unusable):
+    """The system does not let a file be read, which says nothing of the picture in it."""
+
+
 class NotAligned(Unusable):
     """A picture is not of the size that CelebA's aligned ones have."""
 
@@ -24,12 +28,19 @@ def decode(file: bytes | Path | None) -> Image.Image:
     """The upright 8-bit RGB picture in a file or its contents (None: there are none).
 
     As `imtx.images.open_image`, but for one's own data: no limit on bytes or pixels other than Pillow's (179 million
-    pixels), and a JPEG is decoded at its full size, as the means over areas need. Raises Unusable.
+    pixels), and a JPEG is decoded at its full size, as the means over areas need. Raises Unusable, and Unreadable.
     """
     if file is None:
         raise Unusable("there is no picture in it")
+    if isinstance(file, Path):
+        try:
+            file = file.read_bytes()
+        except FileNotFoundError as error:
+            raise Unusable("there is no such file") from error
+        except OSError as error:
+            raise Unreadable(f"the file cannot be read: {error.strerror}") from error
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             image.load()
             return to_rgb(upright(image))
     except UnidentifiedImageError as error:  # its own message names an object in memory

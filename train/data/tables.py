@@ -45,10 +45,7 @@ class Columns:
             raise SystemExit(f"{where}: the column `{image}` holds {kind}, not encoded pictures.")
         if label is not None and not pa.types.is_integer(schema.field(label).type):
             raise SystemExit(f"{where}: the column `{label}` must hold whole numbers, and none missing.")
-        # `datasets` writes what it knows of the columns into the schema.
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        classes = features.get(label, {}).get("names")
-        return cls(image, label, tuple(classes) if classes else None)
+        return cls(image, label, class_names(schema, where, label))
 
     @property
     def names(self) -> list[str]:
@@ -62,10 +59,24 @@ class Columns:
             if self.label is not None:
                 if table[self.label].null_count:
                     raise SystemExit(f"{where}: the column `{self.label}` must hold whole numbers, and none missing.")
-                labels = table[self.label].to_pylist()
+                try:
+                    labels = table[self.label].cast(pa.int64()).to_pylist()
+                except pa.ArrowInvalid as error:
+                    raise SystemExit(f"{where}: the column `{self.label}` holds no labels: {error}.") from error
             for cell, label in zip(table[self.image].to_pylist(), labels):
                 yield Encoded(f"{where}, row {number}", contents(cell), label)
                 number += 1
+
+
+def class_names(schema: pa.Schema, where: str, label: str | None) -> tuple[str, ...] | None:
+    """As `datasets` notes them in the schema, beside all that it knows of the columns; None if it does not. Raises SystemExit."""
+    try:
+        note = json.loads((schema.metadata or {}).get(b"huggingface", b"null"))
+    except ValueError as error:
+        raise SystemExit(f"{where}: its metadata `huggingface`, which may name the classes, are no JSON. Leave them out.") from error
+    for key in ("info", "features", label, "names"):
+        note = note.get(key) if isinstance(note, dict) else None
+    return tuple(note) if note else None
 
 
 def contents(cell: dict | bytes | None) -> bytes | Path | None:
