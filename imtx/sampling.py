@@ -90,7 +90,7 @@ def sample(
     every: pixels drawn between two snapshots; the finished images come in any case.
     engine: "compiled", "graph" (on a CUDA device; not run on one yet, and so nobody's default), or "eager" for PyTorch; None
         takes the compiled one where it can run, which is a float32 model on a CPU, and the log says once why not. It is
-        compiled when it is first used on a machine: up to half a minute.
+        compiled when it is first used on a machine: 20 to 40 s.
 
     Closing the generator stops the work at once. Raises ValueError, when called, for arguments that the model cannot take.
     """

@@ -25,7 +25,8 @@ FORKED = """
 import os
 from dataclasses import replace
 from imtx import PRESETS, ImageTransformer, draw, fast
-model = ImageTransformer(replace(PRESETS["tiny"], image_size=8, layers=1, query_block=16, memory_block=16)).eval()
+small = replace(PRESETS["tiny"], image_size=8, layers=1, query_block=16, memory_block=16)
+model = ImageTransformer(replace(small, ffn=2048)).eval()  # so large that PyTorch would sum up its weights by two threads
 before = [draw(model, range(images)).tolist() for images in (1, 3)]
 with fast._buffers._lock:  # as another thread may, at that moment
     child = os.fork()

@@ -7,9 +7,12 @@ larger batch is shared out over threads. Two visitors' requests do not wait for 
 Python's lock.
 """
 
+import logging
 import math
 import os
+import pickle
 import weakref
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -26,7 +29,8 @@ IMAGES_A_GROUP = 4
 PIXELS_A_CALL = 32  # after so many, Ctrl-C gets in, and `Lanes` decides anew
 PIXELS_IN_FIRST_CALL = 4  # by one thread, to see whether two are faster
 
-_packed = weakref.WeakKeyDictionary()  # model -> (a sum of each of its weights, shape, weights)
+_log = logging.getLogger("imtx")
+_packed = weakref.WeakKeyDictionary()  # model -> (a checksum of each of its weights, shape, weights)
 _buffers = Buffers()
 _compiled = set()  # dtypes of the matrices for which `warm` has been through
 _unkept = []  # why code that was compiled could not be kept, for `obstacle`
@@ -49,8 +53,8 @@ def obstacle(model: ImageTransformer) -> str | None:
         return f"Numba cannot compile here ({_first_line(error)}); NUMBA_CACHE_DIR names a folder that can be written to"
     if config.DISABLE_JIT:
         return "Numba is told not to compile; unset NUMBA_DISABLE_JIT"
-    if _unkept:
-        return f"Numba cannot keep what it compiles ({_first_line(_unkept[0])}); NUMBA_CACHE_DIR names a folder with 30 MB to spare"
+    if _unkept and _pack(model)[1].qkv.dtype not in _compiled:
+        return f"Numba cannot keep what it compiles ({_first_line(_unkept[0])}); NUMBA_CACHE_DIR names a folder with 10 MB to spare"
     return None
 
 
@@ -59,21 +63,32 @@ def _first_line(error: Exception) -> str:
 
 
 def warm(model: ImageTransformer) -> None:
-    """Compiles what this model needs, or reads it from the cache: seconds to half a minute, or half a second.
+    """Compiles what this model needs, or reads it from the cache: 20 to 40 s, or half a second.
 
-    Where the disk is full, code cannot be kept, and `obstacle` says so from then on.
+    Code that has come to harm on the disk is made anew. Where the disk is full, code cannot be kept, and `obstacle` says so
+    from then on.
     """
+    try:
+        _first_pixel(model)
+    except (EOFError, pickle.UnpicklingError):  # of Numba, at files cut short: a machine went down as they were written
+        from .compiling import forget
+
+        forget()
+        _log.warning("Compiled code in the cache was damaged. It is compiled anew.")
+        _first_pixel(model)
+    except OSError as error:
+        _unkept.append(error)
+        return
+    _compiled.add(_pack(model)[1].qkv.dtype)
+
+
+def _first_pixel(model: ImageTransformer) -> None:
     with torch.inference_mode():
         sources = torch.zeros(1, model.config.source_size, model.config.source_size, 3, dtype=torch.uint8)
         context = model.context(1, None, sources if model.config.source_size else None)
     uniforms = torch.zeros(1, model.config.positions, model.output.draws, dtype=torch.float64)
     pixels = np.zeros((1, model.config.sub_pixels), np.uint8)
-    try:
-        next(draw_pixels(model, context, uniforms, pixels, known=0, temperature=1.0, every=1))
-    except OSError as error:
-        _unkept.append(error)
-        return
-    _compiled.add(_pack(model)[1].qkv.dtype)
+    next(draw_pixels(model, context, uniforms, pixels, known=0, temperature=1.0, every=1))
 
 
 def is_warm(model: ImageTransformer) -> bool:
@@ -129,8 +144,9 @@ def _pack(model: ImageTransformer) -> tuple:
     from .weights import pack
 
     with torch.inference_mode():
-        # A sum of all bits: a weight's version would not tell what was written through `.data`.
-        state = [weight.view(torch.int32).sum(dtype=torch.int64).item() for weight in model.parameters()]
+        # Of all bytes: a weight's version would not tell what was written through `.data`. Not by PyTorch, whose loops would
+        # wait in a forked process for threads that are not there.
+        state = [zlib.crc32(np.ascontiguousarray(weight.detach().numpy())) for weight in model.parameters()]
         if model not in _packed or _packed[model][0] != state:
             _packed[model] = (state, *pack(model))
     return _packed[model][1:]

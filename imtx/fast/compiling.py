@@ -2,19 +2,38 @@
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 from numba import config, njit
 
 
 def code_folder() -> Path:
-    """In the user's cache. Numba looks for changes in one file, and a function is made of several: so a folder a version."""
+    """In the user's cache or, where nothing can be written there, beside this file. Raises OSError if that cannot be either.
+
+    Numba looks for changes in one file, and a function is made of several: so a folder a version.
+    """
     home = config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"  # the first is NUMBA_CACHE_DIR
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return Path(home) / "imtx" / f"compiled-{hashlib.sha256(sources).hexdigest()[:12]}"
+    here = Path(__file__).parent
+    sources = b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))
+    version = f"compiled-{hashlib.sha256(sources).hexdigest()[:12]}"
+    folder = Path(home) / "imtx" / version
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        folder = here / "__pycache__" / version
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 _FOLDER = str(code_folder())
+
+
+def forget() -> None:
+    """Removes the code that is kept, and leaves Numba its folders."""
+    for file in Path(_FOLDER).rglob("*.nb[ci]"):
+        file.unlink()
 
 
 def compiled(*fastmath: str, **options):
