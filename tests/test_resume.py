@@ -253,15 +253,18 @@ def test_a_run_begun_anew_after_one_that_left_no_checkpoint_has_a_log_of_its_own
     ("optimizer.bin", b"cut", "optimizer.bin has 3 bytes in place of"),
     (PROGRESS, b"", f"{PROGRESS} has 0 bytes in place of"),
     ("ema/model.safetensors", None, "ema/model.safetensors is missing"),
-    ("sizes.json", b"", "sizes.json cannot be read"),
+    ("files.json", b"", "files.json cannot be read"),
+    ("optimizer.bin", bytes, "optimizer.bin does not hold what was written to it"),  # nothing but zeros, as many as there were
+    ("ema/model.safetensors", bytes, "ema/model.safetensors does not hold what was written to it"),
 ])
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(file, content, wrong, data, trained, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(trained, output)
     damaged = output / "checkpoints/step-00000008"
+    size = (damaged / file).stat().st_size
     (damaged / file).unlink()
     if content is not None:
-        (damaged / file).write_bytes(content)
+        (damaged / file).write_bytes(bytes(size) if content is bytes else content)
     options = ("--preset", "tiny", "--data", data, "--output", output, "--max-steps", 10, "--batch-size", 4)
     refused = run(data.with_name("small.py"), *options, "--resume", "latest")
     assert refused.returncode == 1 and "Traceback" not in refused.stderr

@@ -139,7 +139,7 @@ def test_a_run_leaves_a_model_a_log_and_sample_sheets(trained):
 def test_a_checkpoint_holds_the_trained_weights_and_their_average_as_models_and_nothing_twice(trained):
     folder = trained / "checkpoints/step-00000008"
     assert {path.name for path in folder.iterdir()} == {
-        "raw", "ema", "optimizer.bin", "optimizer_1.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl", "sizes.json"
+        "raw", "ema", "optimizer.bin", "optimizer_1.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl", "files.json"
     }
     assert (folder / "custom_checkpoint_0.pkl").stat().st_size < 10_000  # progress, no weights
     for name in ("raw", "ema"):

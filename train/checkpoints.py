@@ -3,7 +3,7 @@
     step-00001000/raw, step-00001000/ema   the trained weights and their moving average: ordinary model folders, in float32
     step-00001000/*                        accelerate's: optimizers, random states of each process, progress, fp16's scaler;
                                            under FSDP the weights once more, which it insists on
-    step-00001000/sizes.json               bytes of each file, written last: what a disk has lost since is noticed
+    step-00001000/files.json               size and checksum of each file, written last: what a disk has lost since is noticed
     before-decay/                          the same, of the step at which the rate began to fall
 
 Those that came after the one that a run went on from are in OUTPUT/former-N/checkpoints.
@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from imtx import ImageTransformer
 from processes import whole
 from publishing.origins import PROGRESS
 
-SIZES = "sizes.json"
+FILES = "files.json"
 
 
 class Checkpoints:
@@ -97,20 +98,23 @@ class Checkpoints:
 
         Nothing damaged is passed over: it may be the latest.
         """
-        damaged = {folder: wrong for folder in self.folder.glob("[!.]*") if (wrong := damage(folder))}
-        for folder, wrong in damaged.items():
+        for folder in self.folder.glob("[!.]*"):
             if name in ("latest", folder.name):
-                whole_ones = ", ".join(other.name for other in self.in_order()) or "nothing"
-                raise SystemExit(f"--resume {name}: {folder} is damaged: {wrong}. Remove that folder. Whole is: {whole_ones}.")
+                self._refuse_damaged(folder, name)
         there = self.in_order()
         if not there:
             raise SystemExit(f"--resume {name}: {self.folder} holds no checkpoint yet. Leave --resume out to begin.")
-        if name == "latest":
-            return there[-1]
-        if self.folder / name not in there:
+        chosen = there[-1] if name == "latest" else self.folder / name
+        if chosen not in there:
             names = ", ".join(folder.name for folder in there)
             raise SystemExit(f"--resume: there is no checkpoint {self.folder / name}; there are {names}.")
-        return self.folder / name
+        self._refuse_damaged(chosen, name, contents=True)
+        return chosen
+
+    def _refuse_damaged(self, folder: Path, name: str, contents: bool = False) -> None:
+        if wrong := damage(folder, contents):
+            others = ", ".join(other.name for other in self.in_order() if other != folder) or "nothing"
+            raise SystemExit(f"--resume {name}: {folder} is damaged: {wrong}. Remove that folder. Whole is: {others}.")
 
     def load(self, folder: Path) -> None:
         """Puts weights, optimizers and progress back, bit for bit, and the random states of the processes that there were."""
@@ -177,29 +181,39 @@ class Checkpoints:
 
 
 def seal(folder: Path) -> None:
-    """Notes the size of each file, and has all of them on the disk before this returns. Raises OSError."""
+    """Notes size and checksum of each file, and has all of them on the disk before this returns. Raises OSError."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
-    (folder / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
-    for file in (*files, folder / SIZES):
+    notes = {file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "crc32": checksum(file)} for file in files}
+    (folder / FILES).write_text(json.dumps(notes, indent=2) + "\n")
+    for file in (*files, folder / FILES):
         with open(file, "rb+") as opened:
             os.fsync(opened.fileno())
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None: nothing, or it is of a time before sizes were noted."""
-    if not (checkpoint / SIZES).exists():
+def checksum(file: Path) -> int:
+    found = 0
+    with open(file, "rb") as opened:
+        while piece := opened.read(1 << 20):
+            found = zlib.crc32(piece, found)
+    return found
+
+
+def damage(checkpoint: Path, contents: bool = False) -> str | None:
+    """What is wrong with a checkpoint's files, with `contents` by all that is in them; None: nothing, or it is older than FILES."""
+    if not (checkpoint / FILES).exists():
         return None
     try:
-        sizes = json.loads((checkpoint / SIZES).read_text())
+        notes = json.loads((checkpoint / FILES).read_text())
     except ValueError:
-        return f"{SIZES} cannot be read"
-    for name, size in sizes.items():
+        return f"{FILES} cannot be read"
+    for name, note in notes.items():
         file = checkpoint / name
         if not file.exists():
             return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size:,} bytes in place of {size:,}"
+        if file.stat().st_size != note["bytes"]:
+            return f"{name} has {file.stat().st_size:,} bytes in place of {note['bytes']:,}"
+        if contents and checksum(file) != note["crc32"]:
+            return f"{name} does not hold what was written to it"
     return None
 
 
