@@ -19,7 +19,7 @@ from imtx.demo.requests import GUIDANCES, MAX_COUNT, NO_CLASS, TEMPERATURES, cho
 from imtx.demo.tasks import Tasks
 from imtx.images import MAX_ZOOM
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS, PAGE = Path(__file__).parent / "assets", Path(__file__).parent / "imtx" / "demo"
 ABOUT = """
 # Image Transformer
 
@@ -40,25 +40,20 @@ The bundled weights were trained by this repository; pictures are 32x32 because 
 """
 MODEL_HELP = """a model folder, a bundled name or a Hub id, listed in front of the bundled models of its task; may be
 given several times, and the first of a task is what it starts with"""
-RANDOM_SEED = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2 ** 32) : seed"
+RANDOM_SEED = "(randomise, seed) => randomise || seed === null ? Math.floor(Math.random() * 2 ** 32) : seed"
 # canvas.js stops; it hears of what changes, so each press of Stop is another value.
 STOPPED = "(value) => ({...(typeof value === 'string' ? JSON.parse(value) : value), stopped: Date.now()})"
 AT_ONCE = max(fast.processors(), 2)  # visitors; compiled code does not hold Python's lock, and a short request passes a long one
-CSS = """
-.crisp img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
-@media (max-width: 480px) { button[role=tab] { padding: 0 8px !important } }  /* all three fit in a row */
-@media (max-width: 480px) { .sheets .grid-container { grid-template-columns: 1fr !important } }  /* three would be cut off */
-[data-testid=status-tracker].minimal:has(> .error) { display: none }  /* of a slider that is right: the message says what is not */
-input[type=range]:focus-visible, input[type=checkbox]:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 3px }
-.gradio-container { --block-info-text-color: var(--block-title-text-color) }  /* gradio's own is too faint to read */
-"""
 
 
-def screen_and_buttons(task: str, ready: dict | None) -> tuple[gr.HTML, gr.Button, gr.Button]:
-    """Buttons below the pictures: whoever presses one sees what it does, on a phone too."""
-    screen = canvas(task, ready)
-    with gr.Row():
-        return screen, gr.Button("Run", variant="primary", min_width=100), gr.Button("Stop", min_width=100)
+def screen_and_buttons(task: str, ready: dict | None) -> tuple[gr.HTML, gr.Button, gr.Button, gr.File, gr.Number]:
+    """Buttons below the pictures: whoever presses one sees what it does, on a phone too. The pictures as files; the seed
+    that was used, for the API: in its field it would undo what is typed while a picture grows."""
+    screen, used = canvas(task, ready), gr.Number(visible=False, label="seed")
+    with gr.Row(elem_classes="run"):
+        run, stop = gr.Button("Run", variant="primary", min_width=100), gr.Button("Stop", min_width=100)
+    with gr.Accordion("Download the samples", open=False):
+        return screen, run, stop, gr.File(label="PNG files", file_count="multiple", interactive=False), used
 
 
 def model_dropdown(models: dict[str, Installed]) -> gr.Dropdown:
@@ -70,21 +65,23 @@ def controls(temperature: float = 0.9) -> tuple[gr.Slider, gr.Slider, gr.Number,
     temperature = gr.Slider(*TEMPERATURES, value=temperature, step=0.05, label="Temperature", info="Low is calm, high is wild.")
     count = gr.Slider(1, MAX_COUNT, value=4, step=1, label="Samples")
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, min_width=140)
+        seed = gr.Number(0, label="Seed", precision=0, min_width=140, info="Of the first sample.")
         randomise = gr.Checkbox(True, label="Randomise the seed", min_width=140)
     return temperature, count, seed, randomise
 
 
 def connect(
-    task, name: str, given, widgets, model: gr.Dropdown, screen: gr.HTML, run: gr.Button, stop: gr.Button, files: gr.File, *more
+    task, name: str, given, widgets, model: gr.Dropdown, screen: gr.HTML, run: gr.Button, stop: gr.Button, files: gr.File,
+    used: gr.Number, *more,
 ) -> None:
     """Run and Stop of a tab; more: widgets of this tab alone."""
     temperature, count, seed, randomise = widgets
     drawing = run.click(None, [randomise, seed], seed, js=RANDOM_SEED, api_visibility="private").then(
-        task, [given, temperature, count, seed, model, *more], [screen, files, seed],
+        task, [given, temperature, count, seed, model, *more], [screen, files, used], trigger_mode="multiple",
         api_name=name, preprocess=False, show_progress="minimal", show_progress_on=temperature,
         concurrency_id="model", concurrency_limit=AT_ONCE,  # over all tabs
     )
+    run.click(None, cancels=[drawing], api_visibility="private")  # pressed again, it begins anew
     stop.click(None, screen, screen, js=STOPPED, cancels=[drawing], api_visibility="private")
 
 
@@ -100,16 +97,12 @@ def class_and_guidance(names: list[str], value: str) -> tuple[gr.Dropdown, gr.Sl
 def picture_input(label: str, *folders: str) -> tuple[gr.Image, str]:
     """An upload with the examples of some folders below it, of which the first is chosen already; and that one's path."""
     examples = {name: sorted(str(p) for p in (ASSETS / "examples" / name).iterdir()) for name in folders}
-    first, sources = examples[folders[0]][0], ["upload", "clipboard"]
-    picture = gr.Image(first, type="filepath", label=label, sources=sources, height=260, elem_classes="crisp")
+    first = examples[folders[0]][0]
+    # No "clipboard": its button empties the box, and says nothing where the browser does not let it read.
+    picture = gr.Image(first, type="filepath", label=label, sources=["upload"], height=260, elem_classes="crisp")
     for name, files in examples.items():
         gr.Examples(files, picture, cache_examples=False, label=name.capitalize())
     return picture, first
-
-
-def png_files() -> gr.File:
-    with gr.Accordion("Download the samples", open=False):
-        return gr.File(label="PNG files", file_count="multiple", interactive=False)
 
 
 def build(tasks: Tasks) -> gr.Blocks:
@@ -121,38 +114,35 @@ def build(tasks: Tasks) -> gr.Blocks:
         gr.Markdown(ABOUT)
         of_example = gr.Textbox(visible=False)  # the class that the picture to complete came with, if it is an example
         with gr.Tabs(overflow_behavior="wrap"):  # a menu would hide a tab on a phone whose style sheet comes late
-            with gr.Tab("Generate"), gr.Row():
+            with gr.Tab("Generate"), gr.Row(elem_classes="task"):
                 with gr.Column():
                     screen = screen_and_buttons("generate", ready["generate"])
                 with gr.Column():
                     model = model_dropdown(tasks.generators)
                     name, guidance = class_and_guidance(names, names[0])
                     widgets = controls(temperature=1.0)
-                    files = png_files()
             model.change(tasks.choose_generator, [model, name], [model, name, guidance], **quiet)
-            connect(tasks.generate, "generate", name, widgets, model, *screen, files, guidance)
+            connect(tasks.generate, "generate", name, widgets, model, *screen, guidance)
 
-            with gr.Tab("Complete"), gr.Row():
+            with gr.Tab("Complete"), gr.Row(elem_classes="task"):
                 with gr.Column():
                     screen = screen_and_buttons("complete", ready["complete"])
-                    model = model_dropdown(tasks.generators)
-                    name, guidance = class_and_guidance(names, NO_CLASS)
-                    widgets = controls()
                 with gr.Column():
                     kept = gr.Markdown(generator.about_completing)
                     image, _ = picture_input("Picture", "objects")
-                    files = png_files()
+                with gr.Column():
+                    model = model_dropdown(tasks.generators)
+                    name, guidance = class_and_guidance(names, NO_CLASS)
+                    widgets = controls()
             model.change(tasks.choose_completer, [model, name], [model, name, guidance, kept], **quiet)
             gr.on(
                 [demo.load, image.change], tasks.class_of, [image, model, name, of_example], [name, of_example], **quiet
             )
-            connect(tasks.complete, "complete", image, widgets, model, *screen, files, name, guidance)
+            connect(tasks.complete, "complete", image, widgets, model, *screen, name, guidance)
 
-            with gr.Tab("Super-resolve"), gr.Row():
+            with gr.Tab("Super-resolve"), gr.Row(elem_classes="task"):
                 with gr.Column():
                     screen = screen_and_buttons("super-resolve", ready["super-resolve"])
-                    model = model_dropdown(tasks.upscalers)
-                    widgets = controls()
                 with gr.Column():
                     picture, example = picture_input("Portrait or object", "faces", "objects")
                     with gr.Accordion("Frame the face: eyes at half the height, chin just inside", open=False):
@@ -163,17 +153,19 @@ def build(tasks: Tasks) -> gr.Blocks:
                         example, type="filepath", format="png", label="What becomes 8x8", height=140,
                         interactive=False, buttons=[], elem_classes="crisp",
                     )
-                    files = png_files()
+                with gr.Column():
+                    model = model_dropdown(tasks.upscalers)
+                    widgets = controls()
             model.change(tasks.choose_upscaler, model, model, **quiet)
             # One listener: with one for each of them an answer to what came earlier might arrive last.
             changes = [demo.load, picture.change, zoom.change, x.change, y.change, model.change]
             gr.on(changes, tasks.frame, [picture, zoom, x, y, model], image, **quiet)
-            connect(tasks.super_resolve, "super_resolve", image, widgets, model, *screen, files)
+            connect(tasks.super_resolve, "super_resolve", image, widgets, model, *screen)
 
         with gr.Accordion("What the bundled models draw: seeds in order, none chosen", open=False):
             gr.Gallery(
                 sheets(ASSETS / "figures", (GENERATOR, UPSCALER)), columns=3, height="auto", object_fit="contain",
-                show_label=False, elem_classes="sheets",
+                show_label=False, elem_classes="sheets", buttons=["download", "fullscreen"],
             )
         with gr.Accordion("How it works", open=False):
             gr.Markdown(HOW)
@@ -193,7 +185,7 @@ def main() -> None:
         print(f"{task}:", *models.values(), sep="\n    ", flush=True)
     demo = build(Tasks(generators, upscalers, examples=ASSETS / "examples"))
     demo.queue(max_size=32).launch(
-        css=CSS, ssr_mode=False, show_error=False, max_file_size="8mb", prevent_thread_lock=True
+        css=(PAGE / "page.css").read_text(), js=(PAGE / "page.js").read_text(), ssr_mode=False, show_error=False, max_file_size="8mb", prevent_thread_lock=True
     )
     for models in (generators, upscalers):
         next(iter(models.values())).warm_up()  # while visitors come in; not before, as it would keep the page from starting

@@ -26,6 +26,8 @@ def test_names_of_tasks_and_parameters(app, client):
         "/generate": ["class_name", *rest, "guidance"], "/complete": ["image", *rest, "class_name", "guidance"],
         "/super_resolve": ["image", *rest],
     }
+    for endpoint in endpoints.values():
+        assert [value["label"] for value in endpoint["returns"]] == ["canvas", "PNG files", "seed"]
     with urllib.request.urlopen(f"{app.url}/gradio_api/info") as answer:
         assert json.load(answer)["named_endpoints"].keys() == names.keys()
 

@@ -9,6 +9,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -319,6 +320,15 @@ def test_a_bundled_name_on_the_command_line_keeps_the_gallery(monkeypatch, tmp_p
     generators, upscalers = models.installed([models.GENERATOR])
     assert next(iter(generators)) == models.GENERATOR and len(generators) == len(set(generators))
     assert all(Tasks(generators, upscalers, tmp_path).ready(ROOT / "assets" / "gallery").values())
+
+
+def test_a_picture_that_is_refused_takes_the_crop_before_it_away(tmp_path):
+    upscalers = models.installed([])[1]
+    (tmp_path / "bad.png").write_text("This is no picture.")
+    frames = Tasks({}, upscalers, tmp_path).frame(str(tmp_path / "bad.png"), 1, 0.5, 0.5, None)
+    assert next(frames)["value"] is None
+    with pytest.raises(gr.Error, match="not a picture"):
+        next(frames)
 
 
 def test_weights_are_read_once_and_only_when_asked_for(bundled, monkeypatch, capsys):

@@ -27,6 +27,8 @@ def test_a_phone_shows_all_tabs_with_a_picture_in_each(visit, theme):
         visitor.open(tab)
         assert visitor.n == PIXELS
         assert visitor.fits()
+        run = visitor.page.get_by_role("button", name="Run", exact=True).bounding_box()
+        assert run["y"] + run["height"] < 700  # no one has to scroll to it
     assert visitor.page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
 
 
@@ -64,7 +66,34 @@ def test_a_seed_of_ones_own_is_kept(visit):
     visitor.run()
     visitor.wait_until_drawing()
     assert visitor.seed == "12345"
+    seed.fill("77")  # for the next one; no frame undoes it
+    seed.press("Tab")
+    visitor.wait_until_drawn()
+    assert visitor.seed == "77"
+    assert visitor.page.locator("figcaption:visible").all_inner_texts() == ["Seed 12345"]
+
+
+def test_an_empty_seed_becomes_a_random_one(visit):
+    visitor = visit()
+    visitor.page.locator("input[type=checkbox]:visible").uncheck()
+    visitor.page.locator('input[type=number][aria-label="Seed"]:visible').fill("")
+    visitor.run()
+    visitor.wait_until_drawing()
+    expect(visitor.page.locator("figcaption:visible").first).to_have_text(f"Seed {visitor.seed}")
     visitor.press("Stop")
+
+
+def test_run_pressed_again_begins_anew(visit):
+    visitor = visit()
+    visitor.set("Samples", 4)
+    visitor.run()
+    visitor.wait_until_drawing()
+    visitor.options("Class", choose="truck")
+    visitor.run()
+    expect(visitor.text()).to_contain_text("1024 of 1024 pixels in")
+    expect(visitor.text()).to_contain_text("truck, seed")
+    counts = [s["n"] for s in visitor.page.evaluate("seen")]
+    assert counts[counts.index(min(counts)) :] == sorted(counts[counts.index(min(counts)) :])  # no frame of the first in between
 
 
 def test_stop(visit):
@@ -212,7 +241,7 @@ def test_examples(visit):
         visitor.open(tab)
         image = visitor.picture(label).locator("img")
         old = image.get_attribute("src")
-        visitor.page.locator(".gallery:visible button").nth(1).click()
+        visitor.page.get_by_role("button", name="automobile" if tab == "Complete" else "espinasse", exact=True).click()
         expect(image).not_to_have_attribute("src", old)
         expect(image).to_have_js_property("complete", True)
         assert image.evaluate("image => image.naturalWidth") > 0

@@ -41,6 +41,7 @@ def canvas(task: str, value: dict | None = None) -> gr.HTML:
         js_on_load=read("canvas.js"),
         apply_default_css=False,
         elem_id=f"canvas-{task}",
+        label="canvas",  # its name in the API
     )
 
 

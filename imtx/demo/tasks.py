@@ -39,7 +39,7 @@ class Tasks:
         model = chosen.model
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
         condition, about = _condition(model, class_name, guidance, count, seed)
-        stream = generate_stream(model, count)
+        stream = generate_stream(model, count, _captions(seed, count))
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature, every=_every(stream.size), engine=chosen.engine,
             **condition,
@@ -55,7 +55,7 @@ class Tasks:
         truth = square_crop(requests.picture(image, self.examples), model.config.image_size)
         if not kept_rows(model):
             raise requests.refusal(chosen.about_completing)
-        stream = complete_stream(model, truth, count)
+        stream = complete_stream(model, truth, count, _captions(seed, count))
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature, given=torch.from_numpy(truth),
             given_pixels=stream.done, every=_every(stream.size), engine=chosen.engine, **condition,
@@ -69,7 +69,7 @@ class Tasks:
         temperature, count, seed = requests.temperature(temperature), requests.count(count), requests.seed(seed)
         sizes = (model.config.source_size, model.config.image_size)
         source, truth = source_and_truth(requests.picture(image, self.examples), *sizes)
-        stream = upscale_stream(model, source, truth, count)
+        stream = upscale_stream(model, source, truth, count, _captions(seed, count))
         pictures = sample(
             model, requests.seeds(seed, count), temperature=temperature, sources=torch.from_numpy(source),
             every=_every(stream.size), engine=chosen.engine,
@@ -132,7 +132,12 @@ class Tasks:
         if picture is None:
             yield gr.update(value=None, label=label)
             return
-        upright, zoom = requests.picture(picture, self.examples), requests.between(zoom, 1, MAX_ZOOM, "Zoom")
+        try:
+            upright = requests.picture(picture, self.examples)
+        except gr.Error:
+            yield gr.update(value=None, label=label)  # not the one before: Run would take it
+            raise
+        zoom = requests.between(zoom, 1, MAX_ZOOM, "Zoom")
         x, y = (requests.between(share, 0, 1, "The place of the crop") for share in (x, y))
         if upright.size == (config.source_size, config.source_size):
             pixels = np.array(upright)
@@ -184,6 +189,10 @@ def _classes(names: list[str], value: str) -> tuple[dict, dict]:
     """Updates of the dropdown of classes and of the guidance."""
     some = len(names) > 1
     return gr.update(choices=names, value=value, interactive=some), gr.update(interactive=some)
+
+
+def _captions(seed: int, count: int) -> list[str]:
+    return [f"Seed {each}" for each in requests.seeds(seed, count)]
 
 
 def _finished(stream: Stream, pictures: np.ndarray, text: str) -> dict:
