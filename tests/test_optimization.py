@@ -1,6 +1,7 @@
 """The rate's schedules, who optimizes what, which images a step sees, and launches that only pretend to be parallel."""
 
 import importlib.util
+import json
 import math
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from conftest import small
+from conftest import pictures, small
 from test_train import ROOT
 
 sys.path.insert(0, str(ROOT / "train"))
@@ -17,6 +18,7 @@ sys.path.insert(0, str(ROOT / "train"))
 import optimization
 import processes as launches
 import report
+from imtx.costs import forward_flops
 
 
 def factors(schedule: str, steps: int = 1000, warmup: int = 100) -> list[float]:
@@ -50,6 +52,16 @@ def test_every_weight_has_one_optimizer(kind, family):
     assert decayed == (set() if kind == "paper" else matrices)
     muon = {id(p) for o in found if isinstance(o, torch.optim.Muon) for group in o.param_groups for p in group["params"]}
     assert muon == (matrices if kind == "muon" else set())
+
+
+def test_muons_updates_are_of_adamws_size():
+    model = small("dmol", "class", width=128).float().requires_grad_(True)
+    muon, _ = optimization.optimizers(model, "muon", 1e-3, 0.0)
+    before = model.decoder[0].ffn.up.weight.clone()
+    model.log_prob(pictures(2)).sum().backward()
+    muon.step()
+    moved = (model.decoder[0].ffn.up.weight - before).square().mean().sqrt().item()
+    assert moved == pytest.approx(0.2e-3, rel=0.35)  # a root mean square of 0.2, as AdamW's; 0.07 with Muon's own
 
 
 def test_every_epoch_has_every_image_once_in_another_order():
@@ -109,3 +121,18 @@ def test_time_left_is_told_at_the_recent_pace(tmp_path):
     bar.step(torch.tensor(3.0))
     bar.losses_to(200, 8020.0, 1.0)
     assert bar.bar.postfix.endswith("0:00:00 left")
+
+
+def test_speed_and_mfu_are_logged_and_told_to_trackers(tmp_path, monkeypatch):
+    model, told = small("dmol", "class"), []
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "log", lambda values, step: told.append((step, values)))
+    bar = report.Report(tmp_path, accelerator, model, "no", 4)
+    assert bar.flops == 3 * forward_flops(model)
+    bar.peak = 8 * bar.flops
+    bar.begin(100, 8000.0, 0.5, 200)
+    bar.step(torch.tensor(3.0))
+    bar.losses_to(110, 8010.0, 0.625)
+    entry = json.loads((tmp_path / "log.jsonl").read_text())
+    assert (entry["images_per_second"], entry["mfu"]) == (4.0, 0.5)
+    assert told == [(110, {"bits_per_dim": 3.0, "images_per_second": 4.0, "mfu": 0.5})]

@@ -4,6 +4,7 @@ The processes are real ones, on CPUs, and talk by gloo. And a disk that is full 
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from conftest import pictures, small
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from test_train import ROOT, altered, assert_equal, data, last_line, run, train, trained, weights, write  # noqa: F401
 
+import checkpoints
 import evaluate
 from checkpoints import Checkpoints
 from imtx import ImageTransformer
@@ -285,3 +287,13 @@ def test_only_what_is_a_matter_of_files_is_told_as_one(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"):
         method(RuntimeError("shapes do not fit"))(run)
     assert in_a_sentence(lambda run: run.args.output)(run) == tmp_path
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    folder, synced = tmp_path / "x", []
+    (folder / "raw").mkdir(parents=True)
+    (folder / "raw/a").write_text("a")
+    (folder / "b").write_text("b")
+    monkeypatch.setattr(checkpoints.os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    checkpoints.seal(folder)
+    assert set(synced) == {str(path) for path in folder.rglob("*") if path.is_file()}

@@ -129,3 +129,9 @@ def test_a_folder_that_is_not_all_there_is_not_uploaded(dry, here, fake, refusal
     (folder / "README.md").write_text("---\nlicense: [\n---\n# hello\n")
     assert "front matter cannot be read" in refusal(folder, "me/mine", "--as-is")
     assert fake.uploaded == {}
+
+
+def test_who_may_not_upload_hears_so_before_anything_is_measured(here, fake, refusal, monkeypatch):
+    fake.fails["whoami"] = errors.LocalTokenNotFoundError("no token")
+    monkeypatch.setattr(publish, "build", lambda *_: pytest.fail("built"))
+    assert "hf auth login" in refusal("generator", "me/mine", *OWN)

@@ -72,3 +72,18 @@ def test_where_a_run_comes_from_is_told(monkeypatch):
     assert " on " in one and one.endswith(" cores") and two.startswith("2 processes of ")
     monkeypatch.setattr(provenance, "ROOT", Path("/"))
     assert provenance.commit() is None
+
+
+def test_a_commit_that_was_changed_says_so(tmp_path, monkeypatch):
+    def git(*words) -> None:
+        who = ("-c", "user.name=x", "-c", "user.email=x@x")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    (tmp_path / "a").write_text("a")
+    git("add", "a")
+    git("commit", "-qm", "a")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    clean = provenance.commit()
+    (tmp_path / "a").write_text("b")
+    assert len(clean) == 7 and provenance.commit() == f"{clean}-dirty"
