@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from imtx import PRESETS, ImageTransformer
-from test_train import ROOT, data  # noqa: F401, a fixture
+from imtx.checkpoint import Origin
+from init_fixtures import NC
+from test_train import ROOT, assert_equal, data  # noqa: F401, a fixture
 
 sys.path.insert(0, str(ROOT / "train"))
 
@@ -41,6 +43,8 @@ def test_two_variants_take_as_many_flops(run, data, tmp_path, monkeypatch, capsy
     assert records[0]["steps"] == 4 > records[1]["steps"] >= 1
     memory = [json.loads((folder / str(i) / "model" / "config.json").read_text())["memory_block"] for i in (0, 1)]
     assert memory == [128, 896]
+    starts = [ImageTransformer.from_pretrained(folder / f"{i}-start").state_dict() for i in (0, 1)]
+    assert_equal(*starts)
     rows = (folder / "compare.md").read_text().splitlines()
     assert capsys.readouterr().out.splitlines()[-4:] == rows
     values = [float(row.split("|")[3]) for row in rows[2:]]
@@ -56,12 +60,13 @@ def test_two_variants_take_as_many_flops(run, data, tmp_path, monkeypatch, capsy
 def test_a_trained_model_goes_on_with_one_thing_changed(run, data, tmp_path, monkeypatch):  # noqa: F811
     torch.manual_seed(5)
     model = ImageTransformer(replace(PRESETS["tiny"], classes=()))
+    model.origin = Origin("theirs", licence=NC)
     model.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(compare, "variants", lambda *_: {"as it is": compare.Variant(), "x": compare.Variant({"dropout": 0.1})})
     begun = begin(data)
     run("--init", tmp_path / "model", *begun[2:])
     first = ImageTransformer.from_pretrained(tmp_path / "out" / "1-start")
-    assert first.config.dropout == 0.1
+    assert first.config.dropout == 0.1 and first.origin.licence == NC
     assert all(torch.equal(weight, first.state_dict()[name]) for name, weight in model.state_dict().items())
     assert json.loads((tmp_path / "out" / "1" / "run.json").read_text())["warmup"] == 20
 

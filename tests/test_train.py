@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import forks
-from imtx import PRESETS, ImageTransformer
+from imtx import PRESETS, ImageTransformer, draw
+from imtx.images import sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "train"))
@@ -128,7 +129,9 @@ def test_a_run_leaves_a_model_a_log_and_sample_sheets(trained):
     entries = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries if "validation_bits_per_dim" in e] == [4, 8]
     assert {p.name for p in (trained / "samples").iterdir()} == {"00000004.png", "00000008.png"}
-    assert Image.open(trained / "samples/00000008.png").size == (3 * (8 * 10 + 2), 3 * 12)
+    labels = [i % len(model.config.classes) for i in range(8)]
+    drawn = sheet(draw(model, range(8), labels=labels).numpy(), columns=8, scale=3)
+    assert np.array_equal(Image.open(trained / "samples/00000008.png"), drawn)
     assert {p.name for p in (trained / "checkpoints").iterdir()} == {"step-00000004", "step-00000008", "before-decay"}
     record = json.loads((trained / "training.json").read_text())
     assert record == json.loads((trained / "model/training.json").read_text())
