@@ -2,7 +2,7 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError  # in Python 3.10 not the built-in one
 
 import numpy as np
 import pytest
@@ -197,7 +197,9 @@ def test_whoever_leaves_or_stops_makes_room(visit, here):
         visitor.wait_until_drawing()
     here.endless = False
     client = Client(here.url, verbose=False)
-    waiting = client.submit("cat", 1.0, 1, 1, api_name="/generate")
+    waiting = client.submit(handle_file(FACE), 1.0, 1, 1, api_name="/super_resolve")
+    with pytest.raises(TimeoutError):  # there is room for two, whatever their tabs
+        waiting.result(timeout=2)
     visitors[0].page.close()
     waiting.result(timeout=120)
     assert here.complete == [False, True]
