@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..inputs import before_table
 from ..model import Context, ImageTransformer
-from .buffers import LINE, carve, size_of
+from .buffers import LINE, carve, size_of, together
 
 MOST_PARTS = 2
 MODERN, PAPER_PIXELS, PAPER_LEVELS = range(3)  # how a step's input is embedded (imtx/embedding.py)
@@ -95,13 +95,14 @@ class Scratch(NamedTuple):
 
 
 def pack(model: ImageTransformer) -> tuple[Shape, Weights]:
-    """Copies a float32 model on the CPU into arrays."""
+    """Copies a float32 model on the CPU into arrays, all in one place."""
     config, layout = model.config, model.layout
     halves = config.heads % MOST_PARTS == 0 and config.ffn % MOST_PARTS == 0
     parts = MOST_PARTS if halves else 1
     kind = MODERN if config.family == "modern" else PAPER_PIXELS if config.output == "dmol" else PAPER_LEVELS
     shape = Shape(kind, config.output == "dmol", config.levels, config.channels, config.heads // parts, layout.query_block)
-    return shape, Weights(**_tables(model), **_embedding(model, kind), **_blocks(model, parts), **_output(model))
+    weights = Weights(**_tables(model), **_embedding(model, kind), **_blocks(model, parts), **_output(model))
+    return shape, Weights(*together(weights))
 
 
 def _tables(model: ImageTransformer) -> dict[str, np.ndarray]:
@@ -147,9 +148,7 @@ def _blocks(model: ImageTransformer, parts: int) -> dict[str, np.ndarray]:
     def matrix(weight: Tensor) -> np.ndarray:
         """(..., out, in) -> (..., in, out)"""
         weight = weight.detach().float().transpose(-2, -1).contiguous()
-        if not narrow:
-            return aligned(weight.numpy())
-        return aligned(weight.bfloat16().view(torch.int16).numpy().view(np.uint16))
+        return weight.bfloat16().view(torch.int16).numpy().view(np.uint16) if narrow else weight.numpy()
 
     def by_out(weight: Tensor, kinds: int) -> Tensor:
         """(L, kinds n, in) -> (L, C, kinds n / C, in): a part has its share of each kind, of queries, keys and values say."""
@@ -210,8 +209,8 @@ def _output(model: ImageTransformer) -> dict[str, np.ndarray]:
 
 
 def cache_shapes(model: ImageTransformer, weights: Weights, images: int) -> list[tuple[int, ...]]:
-    """Of State's keys, values, window_keys and window_values for so many images."""
-    layers, parts = weights.qkv.shape[:2]
+    """Of State's keys, values, window_keys, window_values, source_keys and source_values for so many images."""
+    (layers, parts), source_layers, source = weights.qkv.shape[:2], len(weights.source_q), model.config.source_size**2
     heads, width = model.config.heads // parts, model.config.head_width
     longest = weights.memory.shape[1] + model.layout.query_block
     everything = (layers, images, parts, model.config.positions, heads * width)
@@ -219,6 +218,7 @@ def cache_shapes(model: ImageTransformer, weights: Weights, images: int) -> list
     return [
         everything, everything,
         (layers, images, parts, heads, width, longest + 16), (layers, images, parts, heads, longest, width),
+        (source_layers, images, parts, heads, width, source), (source_layers, images, parts, heads, source, width),
     ]
 
 
@@ -243,25 +243,21 @@ def allocate(
     heads = config.heads // parts
     longest = weights.memory.shape[1] + model.layout.query_block
     around, sums = context.source if context.source is not None else (None, None)
-    source_kv = context.source_kv or []
-    keys, values, window_keys, window_values = carve(buffer, *cache_shapes(model, weights, images))
+    keys, values, window_keys, window_values, source_keys, source_values = carve(buffer, *cache_shapes(model, weights, images))
+    for layer, (k, v) in enumerate(context.source_kv or []):
+        # (N, C H, S, D) -> (N, C, H, D, S) and (N, C, H, S, D)
+        source_keys[layer] = k[part].transpose(2, 3).unflatten(1, (parts, heads)).float().numpy()
+        source_values[layer] = v[part].unflatten(1, (parts, heads)).float().numpy()
 
     def of_images(tensor: Tensor | None, *shape: int) -> np.ndarray:
         return zeros(images, *shape) if tensor is None else numbers(tensor[part])
-
-    def of_parts(tensors: list[Tensor], *shape: int) -> np.ndarray:
-        """(L, N, C, H, ...) from each layer's (N, C H, ...)"""
-        if not tensors:
-            return zeros(0, images, parts, heads, *shape)
-        return numbers(torch.stack([tensor[part].unflatten(1, (parts, heads)) for tensor in tensors]))
 
     state = State(
         pixels=np.tile(pixels[part], (copies, 1)),
         uniforms=uniforms[part].contiguous().numpy().copy(),
         label=zeros(images, d) if context.label is None else numbers(context.label.view(copies, -1, d)[:, part].flatten(0, 1)),
         around=of_images(around, positions, 0), sums=of_images(sums, positions, 0),
-        source_keys=of_parts([keys.transpose(2, 3) for keys, _ in source_kv], width, 0),
-        source_values=of_parts([values for _, values in source_kv], 0, width),
+        source_keys=source_keys, source_values=source_values,
         keys=keys, values=values, window_keys=window_keys, window_values=window_values,
         made=zeros(2, parts, images, d), arrived=zeros(parts, LINE // 8, dtype=np.int64),
     )
@@ -285,11 +281,8 @@ def zeros(*shape: int, dtype=np.float32) -> np.ndarray:
     return memory[first : first + count].view(dtype).reshape(shape)
 
 
-def aligned(array: np.ndarray) -> np.ndarray:
-    copy = zeros(*array.shape, dtype=array.dtype)
-    copy[...] = array
-    return copy
-
-
 def numbers(tensor: Tensor) -> np.ndarray:
-    return aligned(tensor.detach().float().contiguous().numpy())
+    """A float32 copy that begins with a cache line."""
+    copy = zeros(*tensor.shape)
+    copy[...] = tensor.detach().float().numpy()
+    return copy
