@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from imtx import Config, ImageTransformer, sample
-from imtx.fast.buffers import LINE, Buffers, carve, size_of
+from imtx.fast.buffers import HUGE, LINE, Buffers, carve, pages, size_of, together
 
 
 def test_a_buffer_is_lent_again():
@@ -101,6 +102,30 @@ def test_arrays_of_a_buffer_are_zeros_on_cache_lines_of_their_own():
         assert array.ctypes.data % LINE == 0 or not array.size
         array[...] = number
     assert all((array == number).all() for number, array in enumerate(arrays))
+
+
+def test_copies_lie_together_on_cache_lines_of_their_own():
+    arrays = [np.arange(5), np.zeros((0, 3), np.uint16), np.ones((2, 3), np.float32).T, np.arange(40, dtype=np.uint16)]
+    copies = together(arrays)
+    for array, copy in zip(arrays, copies):
+        assert copy.dtype == array.dtype and np.array_equal(copy, array) and copy.flags.c_contiguous
+        assert copy.ctypes.data % LINE == 0
+    copies[0][...] = -1
+    assert all(np.array_equal(copy, array) for array, copy in zip(arrays[1:], copies[1:])) and arrays[0][1] == 1
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no huge pages")
+def test_memory_asks_for_huge_pages():
+    memory = pages(5_000_000)
+    assert memory.shape == (5_000_000,) and memory.ctypes.data % HUGE == 0 and not memory.any()
+    flags, inside = None, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            first, last = (int(number, 16) for number in found.groups())
+            inside = first <= memory.ctypes.data < last
+        elif inside and line.startswith("VmFlags:"):
+            flags = line.split()
+    assert "hg" in flags  # madvise(MADV_HUGEPAGE)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which Linux alone has")
