@@ -185,7 +185,8 @@ def main() -> None:
         print(f"{task}:", *models.values(), sep="\n    ", flush=True)
     demo = build(Tasks(generators, upscalers, examples=ASSETS / "examples"))
     demo.queue(max_size=32).launch(
-        css=(PAGE / "page.css").read_text(), js=(PAGE / "page.js").read_text(), ssr_mode=False, show_error=False, max_file_size="8mb", prevent_thread_lock=True
+        css=(PAGE / "page.css").read_text(), js=(PAGE / "page.js").read_text(), ssr_mode=False, show_error=False,
+        max_file_size="8mb", prevent_thread_lock=True,
     )
     for models in (generators, upscalers):
         next(iter(models.values())).warm_up()  # while visitors come in; not before, as it would keep the page from starting
