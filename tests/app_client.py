@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import io
 import os
+from concurrent.futures import wait
 
 import numpy as np
 from gradio_client import handle_file
@@ -46,6 +47,7 @@ def begin(client, task: str, *arguments) -> dict:
     for value, _, _ in job:
         if drawn(value):
             job.cancel()
+            wait([job.future], timeout=20)  # the client may lose what is submitted while it takes its leave
             return value
     raise AssertionError(f"{task} drew nothing: {job.exception()}")
 

@@ -52,10 +52,7 @@ def test_guidance_follows_the_class(client):
 
 def random_seed(client) -> int:
     """A seed that the app has drawn."""
-    job = client.submit("no class", 1.0, 1, None, api_name="/generate")
-    for _, _, used in job:
-        job.cancel()
-        return used
+    return run(client, "generate", "no class", 1.0, 1, None)[0][2]
 
 
 def test_complete(client):
@@ -116,10 +113,7 @@ def test_another_shape(client, tmp_path):
 
 def first_message(client, name: str, seed: int) -> str:
     """What stands under the canvas at the start: the class and the seed."""
-    job = client.submit(name, 1.0, 1, seed, api_name="/generate")
-    value, _, _ = next(iter(job))
-    job.cancel()
-    return value["msg"]
+    return run(client, "generate", name, 1.0, 1, seed)[0][0]["msg"]
 
 
 def test_classes(client):
