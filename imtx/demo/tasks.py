@@ -149,11 +149,11 @@ class Tasks:
             yield gr.update(value=str(path), label=label)  # gradio copies the file before it asks for more
 
 
-def generate_stream(model: ImageTransformer, count: int, captions: Sequence[str] = ()) -> Stream:
+def generate_stream(model: ImageTransformer, count: int, captions: Sequence[str]) -> Stream:
     return Stream(count, model.config.image_size, order=_order(model), captions=captions)
 
 
-def complete_stream(model: ImageTransformer, truth: np.ndarray, count: int, captions: Sequence[str] = ()) -> Stream:
+def complete_stream(model: ImageTransformer, truth: np.ndarray, count: int, captions: Sequence[str]) -> Stream:
     """Of `truth`, (size, size, 3) uint8, the rows that the model can keep are given."""
     size, rows = model.config.image_size, kept_rows(model)
     reference = [("Given", truth[:rows]), ("Truth", truth)]
@@ -163,7 +163,7 @@ def complete_stream(model: ImageTransformer, truth: np.ndarray, count: int, capt
 
 
 def upscale_stream(
-    model: ImageTransformer, source: np.ndarray, truth: np.ndarray | None, count: int, captions: Sequence[str] = ()
+    model: ImageTransformer, source: np.ndarray, truth: np.ndarray | None, count: int, captions: Sequence[str]
 ) -> Stream:
     size = model.config.image_size
     factor = size // model.config.source_size
