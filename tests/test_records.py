@@ -87,3 +87,6 @@ def test_a_commit_that_was_changed_says_so(tmp_path, monkeypatch):
     clean = provenance.commit()
     (tmp_path / "a").write_text("b")
     assert len(clean) == 7 and provenance.commit() == f"{clean}-dirty"
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "copy")
+    assert provenance.commit() is None  # the repository around it is another one

@@ -11,7 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def commit() -> str | None:
-    """The checkout's commit, as in "694299f", or "694299f-dirty" if tracked files differ from it; None without git."""
+    """The checkout's commit, as in "694299f", or "694299f-dirty" if tracked files differ from it.
+
+    None without git, and for a copy that is no checkout: a repository around it has commits of something else.
+    """
+    if not (ROOT / ".git").exists():
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
