@@ -8,6 +8,7 @@ import pytest
 import torch
 from init_fixtures import files, start  # noqa: F401, fixtures
 
+import interruption
 import trainings
 from run import Run
 
@@ -23,12 +24,23 @@ def test_sigterm_is_heeded_as_ctrl_c_is(start, here, monkeypatch, refusal, tmp_p
     assert (tmp_path / "run/checkpoints/step-00000001").is_dir()
 
 
-def test_a_second_signal_ends_at_once():
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    run = SimpleNamespace(interrupted=False, accelerator=SimpleNamespace(is_main_process=False))
+def test_a_second_signal_ends_at_once_unless_a_launcher_hands_on_the_first(monkeypatch, capfd):
+    now, ended = 100.0, []
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now)
+    monkeypatch.setattr(interruption.signal, "raise_signal", lambda number: ended.append((number, signal.getsignal(number))))
+    before = signal.getsignal(signal.SIGTERM)
+    asked = interruption.Interruption(tells=True)
     try:
-        Run.interrupt(run, signal.SIGTERM, None)
-        assert run.interrupted and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        asked.hear(signal.SIGTERM, None)
+        now += 2.0  # torchrun, which got it too
+        asked.hear(signal.SIGTERM, None)
+        assert asked.heard and not ended and signal.getsignal(signal.SIGTERM) is before
+        assert capfd.readouterr().err.count("Ends with a checkpoint") == 1
+        now += 60.0
+        asked.hear(signal.SIGINT, None)  # the first of its kind
+        assert not ended
+        asked.hear(signal.SIGTERM, None)
+        assert ended == [(signal.SIGTERM, signal.SIG_DFL)]
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -37,9 +49,10 @@ def test_a_second_signal_ends_at_once():
 def test_processes_agree_on_the_clock_and_on_signals(main):
     other = torch.tensor([0.0 if main else 7.0, 1.0], dtype=torch.float64)  # seconds of the main one alone; it got a signal
     accelerator = SimpleNamespace(num_processes=2, is_main_process=main, device="cpu", reduce=lambda ours, how: ours + other)
-    run = SimpleNamespace(accelerator=accelerator, progress=SimpleNamespace(seconds=7.0 if main else 6.5), interrupted=False)
-    Run.agree(run)
-    assert (run.progress.seconds, run.interrupted) == (7.0, True)
+    run = SimpleNamespace(accelerator=accelerator, progress=SimpleNamespace(seconds=7.0 if main else 6.5))
+    run.interruption = interruption.Interruption(tells=main)
+    assert Run.agree(run) and run.progress.seconds == 7.0
+    assert not run.interruption.heard  # by this one
 
 
 def test_a_training_under_a_script_is_waited_for(monkeypatch, tmp_path):

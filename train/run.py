@@ -3,8 +3,6 @@
 import argparse
 import json
 import math
-import os
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -18,6 +16,7 @@ import data
 from checkpoints import Checkpoints
 from files import check_writable, write_whole
 from imtx import ImageTransformer
+from interruption import Interruption
 from likelihood import Likelihood, bits_per_dim, sources_of
 from memory import keep_freed_memory
 from optimization import DECAY_SHARE, Average, batch_indices, optimizers, rate_factor
@@ -55,9 +54,8 @@ class Run:
             self.claim_output()
         self.accelerator.wait_for_everyone()
         self.report = Report(args.output, self.accelerator, self.average.model, args.mixed_precision, args.batch_size)
-        self.interrupted = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.interrupt)
+        self.interruption = Interruption(tells=self.accelerator.is_main_process)
+        self.interruption.listen()
 
     def launch(self) -> None:
         """The processes, and whether they are what was meant."""
@@ -134,13 +132,6 @@ class Run:
         note |= {"init_licence": self.start.licence, "commands": self.commands}
         write_whole(self.args.output / RUN, json.dumps(note) + "\n")
         self.noted = True
-
-    def interrupt(self, number: int, _) -> None:
-        """Ctrl-C and SIGTERM: the loop ends after the step at work, with a checkpoint; a second one ends at once."""
-        self.interrupted = True
-        signal.signal(number, signal.SIG_DFL)
-        if self.accelerator.is_main_process:  # by the system's call, as this may come in the middle of a print
-            os.write(2, b"\nEnds with a checkpoint, after the step or validation at work. Once more, and it ends at once.\n")
 
     # ---- one step ------------------------------------------------------------------------------------------
 
@@ -253,8 +244,7 @@ class Run:
             self.loop()
         finally:
             self.report.close()  # what is said at the end begins on a line of its own
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # nothing after the loop waits for the flag
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.interruption.ignore()
 
     def loop(self) -> None:
         args, progress = self.args, self.progress
@@ -276,11 +266,11 @@ class Run:
             self.report.step(self.train_step())
             now = time.monotonic()
             progress.seconds += 0.0 if compiling else now - since
-            self.agree()
+            ends = self.agree()
             if compiling or self.report.due(progress.seconds):
                 self.log_losses()
             since, compiling = time.monotonic() if compiling else now, False
-            if self.interrupted:
+            if ends:
                 self.save_checkpoint()
                 raise SystemExit(f"Interrupted at step {progress.step}. --resume latest goes on from there.")
             if progress.step % args.every == 0 and progress.share(args) < 1:
@@ -288,14 +278,15 @@ class Run:
                 since = time.monotonic()  # validation and sample sheets are not charged to --max-minutes
         self.log_losses()
 
-    def agree(self) -> None:
-        """All processes go by the main one's clock and stop for a signal that any of them got: else they part ways."""
+    def agree(self) -> bool:
+        """All processes go by the main one's clock and stop for a signal that any of them got, which is handed back: else
+        they part ways. One that comes meanwhile waits for the next step."""
         if self.accelerator.num_processes == 1:
-            return
+            return self.interruption.heard
         seconds = self.progress.seconds if self.accelerator.is_main_process else 0.0
-        ours = torch.tensor([seconds, self.interrupted], dtype=torch.float64, device=self.accelerator.device)
+        ours = torch.tensor([seconds, self.interruption.heard], dtype=torch.float64, device=self.accelerator.device)
         self.progress.seconds, signals = self.accelerator.reduce(ours, "sum").tolist()
-        self.interrupted = signals > 0
+        return signals > 0
 
     def milestone(self) -> None:
         self.log_losses()

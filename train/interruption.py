@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM during a training: after the first it ends with a checkpoint, after a second at once."""
+
+import os
+import signal
+import time
+
+HANDED_ON = 3.0  # seconds. Schedulers and Ctrl-C signal all processes, and a launcher among them hands it on: one wish, heard twice
+
+
+class Interruption:
+    """heard: whether this process has been asked to end; those that train together agree on it (`Run.agree`)."""
+
+    def __init__(self, tells: bool):
+        """tells: whether this process prints what will happen, as one of several does."""
+        self.heard, self.tells = False, tells
+        self.first: dict[int, float] = {}  # when each signal came first, by the monotonic clock
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.hear)
+
+    def ignore(self) -> None:
+        """Both signals do again what they do by default: nothing after the loop looks at `heard`."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def hear(self, number: int, _) -> None:
+        now = time.monotonic()
+        if now - self.first.setdefault(number, now) > HANDED_ON:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        elif self.tells and not self.heard:  # by the system's call, as this may come in the middle of a print
+            os.write(2, b"\nEnds with a checkpoint, after the step or validation at work. Once more, and it ends at once.\n")
+        self.heard = True
