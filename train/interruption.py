@@ -4,7 +4,8 @@ import os
 import signal
 import time
 
-HANDED_ON = 3.0  # seconds. Schedulers and Ctrl-C signal all processes, and a launcher among them hands it on: one wish, heard twice
+# Schedulers and Ctrl-C signal all processes, and a launcher among them hands it on: one wish, heard twice within so many seconds.
+HANDED_ON = 3.0
 
 
 class Interruption:
@@ -19,8 +20,8 @@ class Interruption:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.hear)
 
-    def ignore(self) -> None:
-        """Both signals do again what they do by default: nothing after the loop looks at `heard`."""
+    def stop_listening(self) -> None:
+        """Both signals do again what they do by default."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -30,5 +31,6 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif self.tells and not self.heard:  # by the system's call, as this may come in the middle of a print
-            os.write(2, b"\nEnds with a checkpoint, after the step or validation at work. Once more, and it ends at once.\n")
+            what = "Ends with a checkpoint, after the step or validation at work"
+            os.write(2, f"\n{what}. Once more, {HANDED_ON:g} seconds from now or later, and it ends at once.\n".encode())
         self.heard = True

@@ -244,7 +244,7 @@ class Run:
             self.loop()
         finally:
             self.report.close()  # what is said at the end begins on a line of its own
-        self.interruption.ignore()
+        self.interruption.stop_listening()  # nothing after the loop looks at what was heard
 
     def loop(self) -> None:
         args, progress = self.args, self.progress
